@@ -1,0 +1,276 @@
+"""The losses as functions. Equation numbers are those of Guo et al., arXiv 1802.08290.
+
+Shared by all of them: `logits` `[N, C, H, W]` in float32, float16, bfloat16 or float64; `target` `[N, H, W]` in uint8,
+int8, int16, int32 or int64, with labels in [0, C) or `ignore_index`; `weight` `[C]` and `pixel_weight` `[N, H, W]` are
+non-negative constants. The loss is float32 (float64 for float64 logits), the gradient has the dtype of the logits.
+
+Bad input raises a ValueError or TypeError that names the argument. Values (labels, weights) are checked on the CPU; on
+a GPU, where reading them would stall the device, a label out of range makes its pixel's loss NaN.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lal_triton import ops, pooling, reference, validation
+from lal_triton.backends import choose_backend
+from lal_triton.labels import encode_labels
+from lal_triton.options import KernelSize, LocalLoss, Window, make_options
+
+
+def locally_adaptive_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize = 5,
+    window: Window = "chessboard",
+    stride: int = 1,
+    average: str = "count",
+    normalize: bool = True,
+    eps: float = 1e-5,
+    cost: str = "cross_entropy",
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "minkowski",
+    p: float = 3.0,
+    pool: str = "image",
+    pooling_ratio: float = 0.25,
+    pooling_norm: float = 1.7,
+    ignore_index: int = 255,
+    upsample: str | None = "bilinear",
+    align_corners: bool = False,
+    process_group: Any = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Locally Adaptive Learning loss: cost(merged logits) per pixel, pooled by a Minkowski mean per image.
+
+    1. Standard score over the classes: z = (x - mean) / sqrt(var + eps).
+    2. Merge (Eq. 2): f(p) = 1/xi(p) sum_q mu(p, q) w(q - p) z(q), over the window's pixels q that are inside the image,
+       not void, and share the label of p (mu = 1).
+    3. Local cost (Eq. 3-4): L(p) = -log softmax(f(p))[y(p)], or its focal form.
+    4. Pooling (Eq. 5): ((1/M) sum_p L(p)^p)^(1/p) per image, then the mean over images with a valid pixel.
+
+    Args:
+        logits: `[N, C, H, W]`.
+        target: `[N, H, W]`, integer labels.
+        kernel_size: odd, or a pair of odd numbers (height, width).
+        window: "chessboard" (w = 2^(1 - D8)), "uniform" (w = 1), or `[Kh, Kw]` weights >= 0 with a positive centre. A
+            tensor is read on the host: keep it on the CPU, and pass nested lists under torch.compile.
+        stride: loss centres sit at rows and columns 0, s, 2s, ...; it costs what stride 1 costs.
+        average: xi(p) is the "count" of merged pixels (the paper's) or the sum of their "weight".
+        normalize: whether to take the standard score; without it z = x.
+        eps: > 0, added to the variance.
+        cost: "cross_entropy" or "focal", alpha (1 - q)^gamma (-ln q) with q the softmax at the label.
+        weight: `[C]`, class weights. With "minkowski" omega = weight[y] x pixel_weight weighs the power mean; with
+            "mean", "sum" and "none" it acts as in F.cross_entropy.
+        pixel_weight: `[N, H, W]`.
+        label_smoothing: in [0, 1), as in F.cross_entropy; not with the focal cost.
+        reduction: "minkowski" | "mean" | "sum" | "none"; "mean" and "sum" are over the batch, "none" is the map
+            `[N, ceil(H / stride), ceil(W / stride)]`, 0 at void. ("max_pooling" is not implemented yet.)
+        p: Minkowski exponent in [1, inf).
+        pool: "image", or "batch" to pool the pixels of all images at once.
+        pooling_ratio, pooling_norm: of "max_pooling".
+        ignore_index: the void label; it takes no part in any window.
+        upsample, align_corners: sizes of `logits` and `target` that differ are not implemented yet, with
+            `upsample=None` refused.
+        process_group: not implemented yet.
+        backend: "auto" (Triton on a GPU, else torch), "torch", "triton" (raises where it cannot run), or "reference"
+            (plain differentiable torch, slow, for checking).
+
+    Returns:
+        The loss, a scalar (a map with reduction="none"); 0 with a zero gradient, never NaN, where no pixel is valid.
+    """
+    options = make_options(
+        kernel_size=kernel_size,
+        window=window,
+        stride=stride,
+        average=average,
+        normalize=normalize,
+        eps=eps,
+        cost=cost,
+        focal_alpha=focal_alpha,
+        focal_gamma=focal_gamma,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+    )
+    return evaluate(
+        logits,
+        target,
+        options,
+        weight=weight,
+        pixel_weight=pixel_weight,
+        reduction=reduction,
+        p=p,
+        pool=pool,
+        upsample=upsample,
+        process_group=process_group,
+        backend=backend,
+    )
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    ignore_index: int = 255,
+    upsample: str | None = "bilinear",
+    align_corners: bool = False,
+    process_group: Any = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax cross-entropy, equal to F.cross_entropy on the options that they share.
+
+    It differs from it where no pixel is valid (0 instead of NaN), in the default `ignore_index`, and in that the loss
+    of half-precision logits is float32. Arguments and errors are those of `locally_adaptive_loss`.
+    """
+    options = make_options(label_smoothing=label_smoothing, ignore_index=ignore_index)
+    return evaluate(
+        logits,
+        target,
+        options,
+        weight=weight,
+        pixel_weight=pixel_weight,
+        reduction=reduction,
+        upsample=upsample,
+        process_group=process_group,
+        backend=backend,
+    )
+
+
+def focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = 255,
+    upsample: str | None = "bilinear",
+    align_corners: bool = False,
+    process_group: Any = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Focal loss over softmax probabilities, alpha (1 - q)^gamma (-ln q) with q the probability of the label.
+
+    Lin et al., arXiv 1708.02002, in its multi-class form. Arguments and errors are those of `locally_adaptive_loss`.
+    """
+    options = make_options(cost="focal", focal_alpha=alpha, focal_gamma=gamma, ignore_index=ignore_index)
+    return evaluate(
+        logits,
+        target,
+        options,
+        weight=weight,
+        pixel_weight=pixel_weight,
+        reduction=reduction,
+        upsample=upsample,
+        process_group=process_group,
+        backend=backend,
+    )
+
+
+def merge(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize = 5,
+    window: Window = "chessboard",
+    average: str = "count",
+    normalize: bool = True,
+    eps: float = 1e-5,
+    ignore_index: int = 255,
+) -> Tensor:
+    """The merged logits f of Eq. 1-2 alone, `[N, C, H, W]`, 0 at void; float32 for half-precision logits.
+
+    For looking and for research: differentiable (twice, too), in plain torch, at k^2 times the memory of the logits.
+    """
+    options = make_options(
+        kernel_size=kernel_size,
+        window=window,
+        average=average,
+        normalize=normalize,
+        eps=eps,
+        ignore_index=ignore_index,
+    )
+    validation.check_tensors(logits, target, None, None)
+    validation.check_sizes(logits, target, upsample=None)
+    _warn_of_two_classes(logits, options)
+    if target.device.type == "cpu":
+        validation.check_labels(target, logits.shape[1], ignore_index)
+    labels = encode_labels(target, logits.shape[1], ignore_index)
+    return reference.merge(logits.to(ops.loss_dtype(logits)), labels, options)
+
+
+def evaluate(
+    logits: Tensor,
+    target: Tensor,
+    options: LocalLoss,
+    *,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    reduction: str,
+    p: float = 1.0,
+    pool: str = "image",
+    upsample: str | None,
+    process_group: Any,
+    backend: str,
+) -> Tensor:
+    """What every loss of the package does once its options are a record: check, weigh, evaluate, pool."""
+    p = validation.check_number("p", p, low=1)
+    validation.check_pooling(reduction, pool, process_group)
+    validation.check_tensors(logits, target, weight, pixel_weight)
+    validation.check_sizes(logits, target, upsample)
+    backend = choose_backend(backend, logits)
+    _warn_of_two_classes(logits, options)
+
+    def weigh(weight: Tensor | None) -> Tensor:
+        return torch.ops.lal_triton.pixel_weights(
+            target,
+            None if weight is None else weight.detach(),
+            None if pixel_weight is None else pixel_weight.detach(),
+            logits.shape[1],
+            options.stride,
+            options.ignore_index,
+            ops.loss_dtype(logits),
+        )
+
+    omega = weigh(weight)
+    mass = omega.sum((1, 2))
+    class_weight = None
+    if reduction != "minkowski":
+        p = 1.0
+        if weight is not None and options.label_smoothing > 0:
+            class_weight, omega = weight.detach(), weigh(None)  # then the weights stand inside the cost's two terms
+
+    fused = backend == "torch" and logits.dtype in (torch.float32, torch.float64)
+    if fused and reduction != "none" and logits.requires_grad and torch.is_grad_enabled():
+        norms = torch.ops.lal_triton.power_norms(logits, target, class_weight, omega, p, *options)[0]
+        return pooling.pool_norms(norms, mass, reduction, p, pool)
+
+    if backend == "reference":
+        losses = reference.local_loss(logits, target, class_weight, options)
+    else:
+        losses = torch.ops.lal_triton.local_loss(logits, target, class_weight, *options, backend)[0]
+    if reduction == "none":
+        return (losses * omega)[:, :: options.stride, :: options.stride]
+    return pooling.pool_norms(pooling.power_norm(losses, omega, p), mass, reduction, p, pool)
+
+
+def _warn_of_two_classes(logits: Tensor, options: LocalLoss) -> None:
+    if logits.shape[1] == 2 and options.normalize and not torch.compiler.is_compiling():
+        warnings.warn(
+            "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
+            "and its gradient nearly vanishes; normalize=False avoids it",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,168 @@
+"""The custom ops: opaque to torch.compile, out-of-place, with fake kernels and autograd.
+
+pixel_weights         omega(p), and the checks that read values (CPU tensors only: on a GPU they would stall it)
+local_loss            the map of per-pixel losses; differentiable for any gradient of the map
+power_norms           each image's power norm; its forward computes the gradient too, up to one factor per row
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lal_triton import pooling, torch_backend, validation
+from lal_triton.labels import centre_mask, encode_labels
+from lal_triton.options import LocalLoss
+
+_OPTIONS = (
+    "float[] window, int kernel_height, int kernel_width, int stride, str average, bool normalize, float eps, "
+    "str cost, float focal_alpha, float focal_gamma, float label_smoothing, int ignore_index"
+)
+_library = torch.library.Library("lal_triton", "DEF")
+_library.define(
+    "pixel_weights(Tensor target, Tensor? weight, Tensor? pixel_weight, SymInt num_classes, int stride, "
+    "int ignore_index, ScalarType dtype) -> Tensor"
+)
+_library.define(
+    f"local_loss(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, str backend) -> (Tensor losses, Tensor state)"
+)
+_library.define(
+    "local_loss_backward(Tensor gradient, Tensor logits, Tensor target, Tensor? weight, Tensor state, "
+    f"{_OPTIONS}, str backend) -> Tensor"
+)
+_library.define(
+    f"power_norms(Tensor logits, Tensor target, Tensor? weight, Tensor omega, float p, {_OPTIONS})"
+    " -> (Tensor norms, Tensor gradient, Tensor factor)"
+)
+
+STATE_PLANES = 3
+
+
+def loss_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+# ---- pixel_weights
+
+
+def pixel_weights(
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    num_classes: int,
+    stride: int,
+    ignore_index: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """omega(p) = weight[y(p)] x pixel_weight(p), 0 where no loss is taken: `[N, H, W]`."""
+    if target.device.type == "cpu":
+        validation.check_labels(target, num_classes, ignore_index)
+        validation.check_weight_values("weight", weight)
+        validation.check_weight_values("pixel_weight", pixel_weight)
+    labels = encode_labels(target, num_classes, ignore_index)
+    centres = centre_mask(labels, stride)
+    omega = centres.to(dtype)
+    if weight is not None:
+        omega *= weight.to(omega.dtype)[labels.clamp(min=0).long()]
+    if pixel_weight is not None:
+        omega = torch.where(centres, omega * pixel_weight, 0)
+    return omega
+
+
+def _pixel_weights_fake(target: Tensor, *rest: Any) -> Tensor:
+    return target.new_empty(target.shape, dtype=rest[-1])
+
+
+# ---- local_loss
+
+
+def local_loss(
+    logits: Tensor, target: Tensor, weight: Tensor | None, *options_and_backend: Any
+) -> tuple[Tensor, Tensor]:
+    *options, backend = options_and_backend
+    if backend == "triton":
+        from lal_triton.kernels import launch
+
+        return launch.local_loss(logits, target, weight, LocalLoss(*options))
+    losses = torch_backend.local_loss(logits, target, weight, LocalLoss(*options))
+    return losses, losses.new_empty(0)
+
+
+def _local_loss_fake(logits: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    losses = target.new_empty(target.shape, dtype=loss_dtype(logits))
+    planes = (STATE_PLANES, *target.shape) if rest[-1] == "triton" else (0,)
+    return losses, losses.new_empty(planes)
+
+
+def local_loss_backward(
+    gradient: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, state: Tensor, *options_and_backend: Any
+) -> Tensor:
+    *options, backend = options_and_backend
+    if backend == "triton":
+        from lal_triton.kernels import launch
+
+        return launch.local_loss_backward(gradient, logits, target, weight, state, LocalLoss(*options))
+    return torch_backend.local_loss_backward(gradient, logits, target, weight, LocalLoss(*options))
+
+
+def _local_loss_backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _save_local_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, target, weight, *options = inputs
+    ctx.save_for_backward(logits, target, weight, output[1])
+    ctx.options = options
+    ctx.mark_non_differentiable(output[1])
+
+
+def _local_loss_autograd(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    logits, target, weight, state = ctx.saved_tensors
+    grad = torch.ops.lal_triton.local_loss_backward(gradient, logits, target, weight, state, *ctx.options)
+    return grad, *[None] * (2 + len(ctx.options))
+
+
+# ---- power_norms
+
+
+def power_norms(
+    logits: Tensor, target: Tensor, weight: Tensor | None, omega: Tensor, p: float, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    losses, gradient, scale = torch_backend.local_loss_and_gradient(
+        logits, target, weight, omega, p, LocalLoss(*options)
+    )
+    norms = pooling.power_norm(losses, omega, p)
+    nonzero = torch.where(norms == 0, 1, norms)
+    return norms, gradient, (scale / nonzero[:, None]) ** (p - 1)
+
+
+def _power_norms_fake(logits: Tensor, target: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    norms = logits.new_empty(logits.shape[0], dtype=loss_dtype(logits))
+    return norms, torch.empty_like(logits), norms.new_empty(logits.shape[0], logits.shape[2])
+
+
+def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.num_inputs = len(inputs)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _power_norms_autograd(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    unscaled, factor = ctx.saved_tensors
+    return unscaled * (factor * gradient[:, None])[:, None, :, None], *[None] * (ctx.num_inputs - 1)
+
+
+for _name, _implementation, _fake in (
+    ("pixel_weights", pixel_weights, _pixel_weights_fake),
+    ("local_loss", local_loss, _local_loss_fake),
+    ("local_loss_backward", local_loss_backward, _local_loss_backward_fake),
+    ("power_norms", power_norms, _power_norms_fake),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lal_triton::{_name}", _fake, lib=_library)
+torch.library.register_autograd(
+    "lal_triton::local_loss", _local_loss_autograd, setup_context=_save_local_loss, lib=_library
+)
+torch.library.register_autograd(
+    "lal_triton::power_norms", _power_norms_autograd, setup_context=_save_power_norms, lib=_library
+)

@@ -1,0 +1,91 @@
+"""What is computed at each pixel, as one immutable record that every backend receives."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from lal_triton import validation
+
+WINDOWS = ("chessboard", "uniform")
+AVERAGES = ("count", "weight")
+COSTS = ("cross_entropy", "focal")
+
+KernelSize = int | tuple[int, int]
+Window = str | Sequence[Sequence[float]] | torch.Tensor
+
+
+class LocalLoss(NamedTuple):
+    """The merge (Eq. 1-2) and the local cost (Eq. 3-4); the fields are those of the custom ops' schema, in order."""
+
+    window: Sequence[float]  # row-major, kernel_height x kernel_width
+    kernel_height: int
+    kernel_width: int
+    stride: int
+    average: str
+    normalize: bool
+    eps: float
+    cost: str
+    focal_alpha: float
+    focal_gamma: float
+    label_smoothing: float
+    ignore_index: int
+
+    def exp_is_bounded(self, num_classes: int) -> bool:
+        """Whether exp(f_c - f_y) stays inside float32 without subtracting a maximum.
+
+        A standard score has norm at most sqrt(C), so two of its entries differ by at most sqrt(2 C); an average over
+        `xi` neighbours scales that by at most max(w), or by 1 when it divides by the sum of the weights.
+        """
+        gain = max(self.window) if self.average == "count" else 1.0
+        return self.normalize and gain * (2 * num_classes) ** 0.5 < 80.0
+
+
+def make_options(
+    *,
+    kernel_size: KernelSize = 1,
+    window: Window = "uniform",
+    stride: int = 1,
+    average: str = "count",
+    normalize: bool = False,
+    eps: float = 1e-5,
+    cost: str = "cross_entropy",
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = 255,
+) -> LocalLoss:
+    """The record of checked options; the defaults are plain cross-entropy."""
+    height, width = validation.check_kernel_size(kernel_size)
+    validation.check_choice("average", average, AVERAGES)
+    validation.check_choice("cost", cost, COSTS)
+    if cost == "focal" and label_smoothing != 0:
+        raise ValueError(f'label_smoothing is {label_smoothing!r}, expected 0 with cost="focal"')
+    return LocalLoss(
+        window=window_weights(window, (height, width)),
+        kernel_height=height,
+        kernel_width=width,
+        stride=validation.check_integer("stride", stride, low=1),
+        average=average,
+        normalize=bool(normalize),
+        eps=validation.check_number("eps", eps, low=0, strict=True),
+        cost=cost,
+        focal_alpha=validation.check_number("focal_alpha", focal_alpha, low=0),
+        focal_gamma=validation.check_number("focal_gamma", focal_gamma, low=0),
+        label_smoothing=validation.check_number("label_smoothing", label_smoothing, low=0, high=1),
+        ignore_index=validation.check_integer("ignore_index", ignore_index),
+    )
+
+
+def window_weights(window: Window, kernel_size: tuple[int, int]) -> list[float]:
+    """Row-major weights w(d) of the window: 2^(1 - chessboard distance), ones, or the caller's own."""
+    height, width = kernel_size
+    if isinstance(window, str):
+        validation.check_choice("window", window, WINDOWS)
+        if window == "uniform":
+            return [1.0] * (height * width)
+        rows, columns = range(-(height // 2), height // 2 + 1), range(-(width // 2), width // 2 + 1)
+        return [2.0 ** (1 - max(abs(i), abs(j))) for i in rows for j in columns]
+    values = window.tolist() if isinstance(window, torch.Tensor) else [list(row) for row in window]
+    validation.check_window(values, kernel_size)
+    return [float(value) for row in values for value in row]

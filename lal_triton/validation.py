@@ -1,0 +1,157 @@
+"""Every check of the arguments: each message names the argument, the value found and what was expected."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+BACKENDS = ("auto", "torch", "triton", "reference")
+REDUCTIONS = ("minkowski", "mean", "sum", "none", "max_pooling")
+LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+TARGET_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}")
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf, *, strict: bool = False) -> float:
+    """A finite real number in [low, high), or in (low, high) when `strict`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    if not math.isfinite(value) or not low <= value < high or (strict and value == low):
+        raise ValueError(f"{name} is {value!r}, expected a finite number in {'(' if strict else '['}{low}, {high})")
+    return float(value)
+
+
+def check_integer(name: str, value: Any, low: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, expected an integer")
+    if low is not None and value < low:
+        raise ValueError(f"{name} is {value!r}, expected an integer >= {low}")
+    return value
+
+
+def check_kernel_size(value: Any) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        raise TypeError(f"kernel_size is {value!r}, expected an odd integer >= 1 or a pair of them")
+    height, width = (check_integer("kernel_size", size) for size in pair)
+    if height < 1 or width < 1 or height % 2 == 0 or width % 2 == 0:
+        raise ValueError(f"kernel_size is {value!r}, expected odd and >= 1 (a window has a centre)")
+    return height, width
+
+
+def check_window(values: Any, kernel_size: tuple[int, int]) -> None:
+    height, width = kernel_size
+    if (
+        not isinstance(values, list)
+        or len(values) != height
+        or any(not isinstance(row, list) or len(row) != width for row in values)
+    ):
+        raise ValueError(f"window is {values!r}, expected the shape [{height}, {width}] of kernel_size")
+    flat = [value for row in values for value in row]
+    if not all(math.isfinite(value) and value >= 0 for value in flat):
+        raise ValueError(f"window holds {values!r}, expected finite weights >= 0")
+    if flat[len(flat) // 2] <= 0:
+        raise ValueError(f"window has the centre {flat[len(flat) // 2]!r}, expected a positive weight")
+
+
+def check_pooling(reduction: str, pool: str, process_group: object) -> None:
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("pool", pool, ("image", "batch"))
+    if reduction == "max_pooling":
+        raise NotImplementedError('reduction="max_pooling" is not implemented yet')
+    if process_group is not None:
+        raise NotImplementedError("process_group is not implemented yet, expected None")
+
+
+def check_tensors(
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, pixel_weight: torch.Tensor | None
+) -> None:
+    """Types, ranks, sizes, dtypes and devices: all that can be known without reading a value."""
+    for name, tensor in (("logits", logits), ("target", target)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+    if logits.dim() != 4:
+        raise ValueError(f"logits has the shape {list(logits.shape)}, expected [N, C, H, W]")
+    if logits.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"logits has the dtype {logits.dtype}, expected one of {_names(LOGIT_DTYPES)}")
+    if 0 in logits.shape:
+        raise ValueError(f"logits has the shape {list(logits.shape)}, expected no empty dimension")
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits has C = {logits.shape[1]} classes, expected at least 2 (binary logits: stack [0, x])")
+    if target.dim() != 3:
+        squeeze = target.dim() == 4 and target.shape[1] == 1
+        hint = "; pass target.squeeze(1)" if squeeze else ""
+        raise ValueError(f"target has the shape {list(target.shape)}, expected [N, H, W]{hint}")
+    if target.dtype not in TARGET_DTYPES:
+        raise TypeError(f"target has the dtype {target.dtype}, expected one of {_names(TARGET_DTYPES)}")
+    if 0 in target.shape:
+        raise ValueError(f"target has the shape {list(target.shape)}, expected no empty dimension")
+    if target.shape[0] != logits.shape[0]:
+        raise ValueError(f"target has N = {target.shape[0]}, expected the N = {logits.shape[0]} of logits")
+    check_weight(weight, logits.shape[1])
+    if pixel_weight is not None:
+        _check_real("pixel_weight", pixel_weight)
+        if pixel_weight.shape != target.shape:
+            raise ValueError(
+                f"pixel_weight has the shape {list(pixel_weight.shape)}, expected that of target, {list(target.shape)}"
+            )
+    for name, other in (("target", target), ("weight", weight), ("pixel_weight", pixel_weight)):
+        if other is not None and other.device != logits.device:
+            raise ValueError(f"{name} is on {other.device}, expected the device of logits, {logits.device}")
+
+
+def check_weight(weight: torch.Tensor | None, num_classes: int | None = None) -> None:
+    if weight is None:
+        return
+    _check_real("weight", weight)
+    if weight.dim() != 1 or (num_classes is not None and weight.shape[0] != num_classes):
+        raise ValueError(f"weight has the shape {list(weight.shape)}, expected [C = {num_classes or 'num_classes'}]")
+
+
+def _check_real(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} has the dtype {tensor.dtype}, expected a floating-point one")
+
+
+def check_sizes(logits: torch.Tensor, target: torch.Tensor, upsample: str | None) -> None:
+    if upsample is not None:
+        check_choice("upsample", upsample, ("bilinear",))
+    found, expected = list(target.shape[-2:]), list(logits.shape[-2:])
+    if found == expected:
+        return
+    if upsample is None:
+        raise ValueError(f"target has the size {found}, expected that of logits, {expected}, since upsample=None")
+    raise NotImplementedError(
+        f"target has the size {found}, expected that of logits, {expected}: upsampling inside the loss is not "
+        "implemented yet; call torch.nn.functional.interpolate first"
+    )
+
+
+def check_weight_values(name: str, weight: torch.Tensor | None) -> None:
+    """Reads the values: for tensors on the CPU, where reading does not stall a device."""
+    if weight is None:
+        return
+    bad = ~(torch.isfinite(weight) & (weight >= 0))
+    if bool(bad.any()):
+        raise ValueError(f"{name} holds {weight[bad][0].item()}, expected finite values >= 0")
+
+
+def check_labels(target: torch.Tensor, num_classes: int, ignore_index: int) -> None:
+    """Reads the labels: for tensors on the CPU. On a GPU a label out of range makes its pixel's loss NaN instead."""
+    labels = target.to(torch.int64)  # before comparing: uint8(156) == -100 in torch
+    bad = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+    if bool(bad.any()):
+        raise ValueError(
+            f"target holds the label {labels[bad][0].item()}, expected [0, {num_classes}) or ignore_index = {ignore_index}"
+        )
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
