@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lal_triton import functional, validation
@@ -68,22 +67,27 @@ class LocallyAdaptiveLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = dict(
-            kernel_size=kernel_size,
-            window=window,
-            stride=stride,
-            average=average,
-            normalize=normalize,
-            eps=eps,
-            cost=cost,
-            focal_alpha=focal_alpha,
-            focal_gamma=focal_gamma,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-        )
-        pooled = dict(
-            reduction=reduction, p=p, pool=pool, upsample=upsample, process_group=process_group, backend=backend
-        )
+        local = {
+            "kernel_size": kernel_size,
+            "window": window,
+            "stride": stride,
+            "average": average,
+            "normalize": normalize,
+            "eps": eps,
+            "cost": cost,
+            "focal_alpha": focal_alpha,
+            "focal_gamma": focal_gamma,
+            "label_smoothing": label_smoothing,
+            "ignore_index": ignore_index,
+        }
+        pooled = {
+            "reduction": reduction,
+            "p": p,
+            "pool": pool,
+            "upsample": upsample,
+            "process_group": process_group,
+            "backend": backend,
+        }
         super().__init__(weight, local, pooled)
 
 
@@ -102,8 +106,8 @@ class CrossEntropyLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = dict(label_smoothing=label_smoothing, ignore_index=ignore_index)
-        pooled = dict(reduction=reduction, upsample=upsample, process_group=process_group, backend=backend)
+        local = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
+        pooled = {"reduction": reduction, "upsample": upsample, "process_group": process_group, "backend": backend}
         super().__init__(weight, local, pooled)
 
 
@@ -123,6 +127,6 @@ class FocalLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = dict(cost="focal", focal_alpha=alpha, focal_gamma=gamma, ignore_index=ignore_index)
-        pooled = dict(reduction=reduction, upsample=upsample, process_group=process_group, backend=backend)
+        local = {"cost": "focal", "focal_alpha": alpha, "focal_gamma": gamma, "ignore_index": ignore_index}
+        pooled = {"reduction": reduction, "upsample": upsample, "process_group": process_group, "backend": backend}
         super().__init__(weight, local, pooled)

@@ -24,7 +24,8 @@ _library.define(
     "int ignore_index, ScalarType dtype) -> Tensor"
 )
 _library.define(
-    f"local_loss(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, str backend) -> (Tensor losses, Tensor state)"
+    f"local_loss(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, str backend)"
+    " -> (Tensor losses, Tensor state)"
 )
 _library.define(
     "local_loss_backward(Tensor gradient, Tensor logits, Tensor target, Tensor? weight, Tensor state, "

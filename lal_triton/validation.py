@@ -148,9 +148,8 @@ def check_labels(target: torch.Tensor, num_classes: int, ignore_index: int) -> N
     labels = target.to(torch.int64)  # before comparing: uint8(156) == -100 in torch
     bad = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
     if bool(bad.any()):
-        raise ValueError(
-            f"target holds the label {labels[bad][0].item()}, expected [0, {num_classes}) or ignore_index = {ignore_index}"
-        )
+        expected = f"[0, {num_classes}) or ignore_index = {ignore_index}"
+        raise ValueError(f"target holds the label {labels[bad][0].item()}, expected {expected}")
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
