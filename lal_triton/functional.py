@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lal_triton import ops, pooling, reference, validation
+import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
+from lal_triton import pooling, reference, validation
 from lal_triton.backends import choose_backend
 from lal_triton.labels import encode_labels
-from lal_triton.options import KernelSize, LocalLoss, Window, make_options
+from lal_triton.options import KernelSize, LocalLoss, Window, loss_dtype, make_options
 
 
 def locally_adaptive_loss(
@@ -96,12 +97,12 @@ def locally_adaptive_loss(
         focal_alpha=focal_alpha,
         focal_gamma=focal_gamma,
         label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
     )
     return evaluate(
         logits,
         target,
         options,
+        ignore_index=ignore_index,
         weight=weight,
         pixel_weight=pixel_weight,
         reduction=reduction,
@@ -132,11 +133,12 @@ def cross_entropy(
     It differs from it where no pixel is valid (0 instead of NaN), in the default `ignore_index`, and in that the loss
     of half-precision logits is float32. Arguments and errors are those of `locally_adaptive_loss`.
     """
-    options = make_options(label_smoothing=label_smoothing, ignore_index=ignore_index)
+    options = make_options(label_smoothing=label_smoothing)
     return evaluate(
         logits,
         target,
         options,
+        ignore_index=ignore_index,
         weight=weight,
         pixel_weight=pixel_weight,
         reduction=reduction,
@@ -165,11 +167,12 @@ def focal_loss(
 
     Lin et al., arXiv 1708.02002, in its multi-class form. Arguments and errors are those of `locally_adaptive_loss`.
     """
-    options = make_options(cost="focal", focal_alpha=alpha, focal_gamma=gamma, ignore_index=ignore_index)
+    options = make_options(cost="focal", focal_alpha=alpha, focal_gamma=gamma)
     return evaluate(
         logits,
         target,
         options,
+        ignore_index=ignore_index,
         weight=weight,
         pixel_weight=pixel_weight,
         reduction=reduction,
@@ -200,15 +203,15 @@ def merge(
         average=average,
         normalize=normalize,
         eps=eps,
-        ignore_index=ignore_index,
     )
+    validation.check_integer("ignore_index", ignore_index)
     validation.check_tensors(logits, target, None, None)
     validation.check_sizes(logits, target, upsample=None)
     _warn_of_two_classes(logits, options)
     if target.device.type == "cpu":
         validation.check_labels(target, logits.shape[1], ignore_index)
     labels = encode_labels(target, logits.shape[1], ignore_index)
-    return reference.merge(logits.to(ops.loss_dtype(logits)), labels, options)
+    return reference.merge(logits.to(loss_dtype(logits)), labels, options)
 
 
 def evaluate(
@@ -216,6 +219,7 @@ def evaluate(
     target: Tensor,
     options: LocalLoss,
     *,
+    ignore_index: int,
     weight: Tensor | None,
     pixel_weight: Tensor | None,
     reduction: str,
@@ -227,40 +231,41 @@ def evaluate(
 ) -> Tensor:
     """What every loss of the package does once its options are a record: check, weigh, evaluate, pool."""
     p = validation.check_number("p", p, low=1)
+    validation.check_integer("ignore_index", ignore_index)
     validation.check_pooling(reduction, pool, process_group)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, upsample)
     backend = choose_backend(backend, logits)
     _warn_of_two_classes(logits, options)
 
-    def weigh(weight: Tensor | None) -> Tensor:
-        return torch.ops.lal_triton.pixel_weights(
+    def prepare(weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        return torch.ops.lal_triton.prepare(
             target,
             None if weight is None else weight.detach(),
             None if pixel_weight is None else pixel_weight.detach(),
             logits.shape[1],
             options.stride,
-            options.ignore_index,
-            ops.loss_dtype(logits),
+            ignore_index,
+            loss_dtype(logits),
         )
 
-    omega = weigh(weight)
+    labels, omega = prepare(weight)
     mass = omega.sum((1, 2))
     class_weight = None
     if reduction != "minkowski":
         p = 1.0
         if weight is not None and options.label_smoothing > 0:
-            class_weight, omega = weight.detach(), weigh(None)  # then the weights stand inside the cost's two terms
+            class_weight, omega = weight.detach(), prepare(None)[1]  # the weights stand inside the cost's two terms
 
     fused = backend == "torch" and logits.dtype in (torch.float32, torch.float64)
     if fused and reduction != "none" and logits.requires_grad and torch.is_grad_enabled():
-        norms = torch.ops.lal_triton.power_norms(logits, target, class_weight, omega, p, *options)[0]
+        norms = torch.ops.lal_triton.power_norms(logits, labels, class_weight, omega, p, *options)[0]
         return pooling.pool_norms(norms, mass, reduction, p, pool)
 
     if backend == "reference":
-        losses = reference.local_loss(logits, target, class_weight, options)
+        losses = reference.local_loss(logits, labels, class_weight, options)
     else:
-        losses = torch.ops.lal_triton.local_loss(logits, target, class_weight, *options, backend)[0]
+        losses = torch.ops.lal_triton.local_loss(logits, labels, class_weight, *options, backend)[0]
     if reduction == "none":
         return (losses * omega)[:, :: options.stride, :: options.stride]
     return pooling.pool_norms(pooling.power_norm(losses, omega, p), mass, reduction, p, pool)

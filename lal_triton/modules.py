@@ -19,6 +19,7 @@ class _Loss(nn.Module):
         validation.check_weight_values("weight", weight)
         validation.check_pooling(pooled["reduction"], pooled.get("pool", "image"), pooled["process_group"])
         validation.check_number("p", pooled.get("p", 1.0), low=1)
+        validation.check_integer("ignore_index", pooled["ignore_index"])
         validation.check_choice("backend", pooled["backend"], validation.BACKENDS)
         validation.check_choice("upsample", pooled["upsample"], ("bilinear", None))
         if isinstance(local.get("window"), Tensor):
@@ -78,9 +79,9 @@ class LocallyAdaptiveLoss(_Loss):
             "focal_alpha": focal_alpha,
             "focal_gamma": focal_gamma,
             "label_smoothing": label_smoothing,
-            "ignore_index": ignore_index,
         }
         pooled = {
+            "ignore_index": ignore_index,
             "reduction": reduction,
             "p": p,
             "pool": pool,
@@ -106,8 +107,14 @@ class CrossEntropyLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
-        pooled = {"reduction": reduction, "upsample": upsample, "process_group": process_group, "backend": backend}
+        local = {"label_smoothing": label_smoothing}
+        pooled = {
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "upsample": upsample,
+            "process_group": process_group,
+            "backend": backend,
+        }
         super().__init__(weight, local, pooled)
 
 
@@ -127,6 +134,12 @@ class FocalLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = {"cost": "focal", "focal_alpha": alpha, "focal_gamma": gamma, "ignore_index": ignore_index}
-        pooled = {"reduction": reduction, "upsample": upsample, "process_group": process_group, "backend": backend}
+        local = {"cost": "focal", "focal_alpha": alpha, "focal_gamma": gamma}
+        pooled = {
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "upsample": upsample,
+            "process_group": process_group,
+            "backend": backend,
+        }
         super().__init__(weight, local, pooled)

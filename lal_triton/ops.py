@@ -1,6 +1,6 @@
 """The custom ops: opaque to torch.compile, out-of-place, with fake kernels and autograd.
 
-pixel_weights         omega(p), and the checks that read values (CPU tensors only: on a GPU they would stall it)
+prepare               encoded labels and omega(p), after the checks that read values (on the CPU: a GPU would stall)
 local_loss            the map of per-pixel losses; differentiable for any gradient of the map
 power_norms           each image's power norm; its forward computes the gradient too, up to one factor per row
 """
@@ -12,41 +12,37 @@ from torch import Tensor
 
 from lal_triton import pooling, torch_backend, validation
 from lal_triton.labels import centre_mask, encode_labels
-from lal_triton.options import LocalLoss
+from lal_triton.options import LocalLoss, loss_dtype
 
 _OPTIONS = (
     "float[] window, int kernel_height, int kernel_width, int stride, str average, bool normalize, float eps, "
-    "str cost, float focal_alpha, float focal_gamma, float label_smoothing, int ignore_index"
+    "str cost, float focal_alpha, float focal_gamma, float label_smoothing"
 )
 _library = torch.library.Library("lal_triton", "DEF")
 _library.define(
-    "pixel_weights(Tensor target, Tensor? weight, Tensor? pixel_weight, SymInt num_classes, int stride, "
-    "int ignore_index, ScalarType dtype) -> Tensor"
+    "prepare(Tensor target, Tensor? weight, Tensor? pixel_weight, SymInt num_classes, int stride, int ignore_index, "
+    "ScalarType dtype) -> (Tensor labels, Tensor omega)"
 )
 _library.define(
-    f"local_loss(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, str backend)"
+    f"local_loss(Tensor logits, Tensor labels, Tensor? weight, {_OPTIONS}, str backend)"
     " -> (Tensor losses, Tensor state)"
 )
 _library.define(
-    "local_loss_backward(Tensor gradient, Tensor logits, Tensor target, Tensor? weight, Tensor state, "
+    "local_loss_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor? weight, Tensor state, "
     f"{_OPTIONS}, str backend) -> Tensor"
 )
 _library.define(
-    f"power_norms(Tensor logits, Tensor target, Tensor? weight, Tensor omega, float p, {_OPTIONS})"
+    f"power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, float p, {_OPTIONS})"
     " -> (Tensor norms, Tensor gradient, Tensor factor)"
 )
 
 STATE_PLANES = 3
 
 
-def loss_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+# ---- prepare
 
 
-# ---- pixel_weights
-
-
-def pixel_weights(
+def prepare(
     target: Tensor,
     weight: Tensor | None,
     pixel_weight: Tensor | None,
@@ -54,8 +50,8 @@ def pixel_weights(
     stride: int,
     ignore_index: int,
     dtype: torch.dtype,
-) -> Tensor:
-    """omega(p) = weight[y(p)] x pixel_weight(p), 0 where no loss is taken: `[N, H, W]`."""
+) -> tuple[Tensor, Tensor]:
+    """Labels as `labels.encode_labels` gives them, and omega(p) = weight[y(p)] x pixel_weight(p), 0 without a loss."""
     if target.device.type == "cpu":
         validation.check_labels(target, num_classes, ignore_index)
         validation.check_weight_values("weight", weight)
@@ -67,43 +63,43 @@ def pixel_weights(
         omega *= weight.to(omega.dtype)[labels.clamp(min=0).long()]
     if pixel_weight is not None:
         omega = torch.where(centres, omega * pixel_weight, 0)
-    return omega
+    return labels, omega
 
 
-def _pixel_weights_fake(target: Tensor, *rest: Any) -> Tensor:
-    return target.new_empty(target.shape, dtype=rest[-1])
+def _prepare_fake(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return target.new_empty(target.shape, dtype=torch.int32), target.new_empty(target.shape, dtype=rest[-1])
 
 
 # ---- local_loss
 
 
 def local_loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None, *options_and_backend: Any
+    logits: Tensor, labels: Tensor, weight: Tensor | None, *options_and_backend: Any
 ) -> tuple[Tensor, Tensor]:
     *options, backend = options_and_backend
     if backend == "triton":
         from lal_triton.kernels import launch
 
-        return launch.local_loss(logits, target, weight, LocalLoss(*options))
-    losses = torch_backend.local_loss(logits, target, weight, LocalLoss(*options))
+        return launch.local_loss(logits, labels, weight, LocalLoss(*options))
+    losses = torch_backend.local_loss(logits, labels, weight, LocalLoss(*options))
     return losses, losses.new_empty(0)
 
 
-def _local_loss_fake(logits: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    losses = target.new_empty(target.shape, dtype=loss_dtype(logits))
-    planes = (STATE_PLANES, *target.shape) if rest[-1] == "triton" else (0,)
+def _local_loss_fake(logits: Tensor, labels: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    losses = labels.new_empty(labels.shape, dtype=loss_dtype(logits))
+    planes = (STATE_PLANES, *labels.shape) if rest[-1] == "triton" else (0,)
     return losses, losses.new_empty(planes)
 
 
 def local_loss_backward(
-    gradient: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, state: Tensor, *options_and_backend: Any
+    gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, state: Tensor, *options_and_backend: Any
 ) -> Tensor:
     *options, backend = options_and_backend
     if backend == "triton":
         from lal_triton.kernels import launch
 
-        return launch.local_loss_backward(gradient, logits, target, weight, state, LocalLoss(*options))
-    return torch_backend.local_loss_backward(gradient, logits, target, weight, LocalLoss(*options))
+        return launch.local_loss_backward(gradient, logits, labels, weight, state, LocalLoss(*options))
+    return torch_backend.local_loss_backward(gradient, logits, labels, weight, LocalLoss(*options))
 
 
 def _local_loss_backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -111,15 +107,16 @@ def _local_loss_backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tens
 
 
 def _save_local_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, target, weight, *options = inputs
-    ctx.save_for_backward(logits, target, weight, output[1])
+    logits, labels, weight, *options = inputs
+    ctx.save_for_backward(logits, labels, weight, output[1])
     ctx.options = options
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
 def _local_loss_autograd(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    logits, target, weight, state = ctx.saved_tensors
-    grad = torch.ops.lal_triton.local_loss_backward(gradient, logits, target, weight, state, *ctx.options)
+    logits, labels, weight, state = ctx.saved_tensors
+    grad = torch.ops.lal_triton.local_loss_backward(gradient, logits, labels, weight, state, *ctx.options)
     return grad, *[None] * (2 + len(ctx.options))
 
 
@@ -127,17 +124,17 @@ def _local_loss_autograd(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | N
 
 
 def power_norms(
-    logits: Tensor, target: Tensor, weight: Tensor | None, omega: Tensor, p: float, *options: Any
+    logits: Tensor, labels: Tensor, weight: Tensor | None, omega: Tensor, p: float, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     losses, gradient, scale = torch_backend.local_loss_and_gradient(
-        logits, target, weight, omega, p, LocalLoss(*options)
+        logits, labels, weight, omega, p, LocalLoss(*options)
     )
     norms = pooling.power_norm(losses, omega, p)
     nonzero = torch.where(norms == 0, 1, norms)
     return norms, gradient, (scale / nonzero[:, None]) ** (p - 1)
 
 
-def _power_norms_fake(logits: Tensor, target: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _power_norms_fake(logits: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     norms = logits.new_empty(logits.shape[0], dtype=loss_dtype(logits))
     return norms, torch.empty_like(logits), norms.new_empty(logits.shape[0], logits.shape[2])
 
@@ -146,6 +143,7 @@ def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.save_for_backward(*output[1:])
     ctx.num_inputs = len(inputs)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for the other outputs would be of the logits' size
 
 
 def _power_norms_autograd(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -154,7 +152,7 @@ def _power_norms_autograd(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor |
 
 
 for _name, _implementation, _fake in (
-    ("pixel_weights", pixel_weights, _pixel_weights_fake),
+    ("prepare", prepare, _prepare_fake),
     ("local_loss", local_loss, _local_loss_fake),
     ("local_loss_backward", local_loss_backward, _local_loss_backward_fake),
     ("power_norms", power_norms, _power_norms_fake),

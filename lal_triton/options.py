@@ -15,6 +15,11 @@ KernelSize = int | tuple[int, int]
 Window = str | Sequence[Sequence[float]] | torch.Tensor
 
 
+def loss_dtype(logits: torch.Tensor) -> torch.dtype:
+    """The dtype of losses and accumulators: float64 for float64 logits, else float32."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
 class LocalLoss(NamedTuple):
     """The merge (Eq. 1-2) and the local cost (Eq. 3-4); the fields are those of the custom ops' schema, in order."""
 
@@ -29,7 +34,6 @@ class LocalLoss(NamedTuple):
     focal_alpha: float
     focal_gamma: float
     label_smoothing: float
-    ignore_index: int
 
     def exp_is_bounded(self, num_classes: int) -> bool:
         """Whether exp(f_c - f_y) stays inside float32 without subtracting a maximum.
@@ -53,7 +57,6 @@ def make_options(
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
     label_smoothing: float = 0.0,
-    ignore_index: int = 255,
 ) -> LocalLoss:
     """The record of checked options; the defaults are plain cross-entropy."""
     height, width = validation.check_kernel_size(kernel_size)
@@ -73,7 +76,6 @@ def make_options(
         focal_alpha=validation.check_number("focal_alpha", focal_alpha, low=0),
         focal_gamma=validation.check_number("focal_gamma", focal_gamma, low=0),
         label_smoothing=validation.check_number("label_smoothing", label_smoothing, low=0, high=1),
-        ignore_index=validation.check_integer("ignore_index", ignore_index),
     )
 
 

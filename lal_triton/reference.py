@@ -1,12 +1,13 @@
 """The loss in plain differentiable torch, in any floating-point dtype: what the other backends must match.
 
-In float64 it is the oracle of the tests. It keeps k^2 intermediates of the logits' size for autograd.
+In float64 it is the oracle of the tests. Autograd keeps k^2 tensors of the logits' size. Labels are encoded as in
+`labels.encode_labels`.
 """
 
 import torch
 import torch.nn.functional as F
 
-from lal_triton.labels import INVALID, VOID, centre_mask, encode_labels
+from lal_triton.labels import INVALID, VOID, centre_mask
 from lal_triton.options import LocalLoss
 
 
@@ -17,7 +18,7 @@ def standard_score(logits: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def merge(logits: torch.Tensor, labels: torch.Tensor, options: LocalLoss) -> torch.Tensor:
-    """Eq. 1-2: f(p) = 1/xi(p) sum_q mu(p, q) w(q - p) z(q), 0 at void; `labels` are encoded."""
+    """Eq. 1-2: f(p) = 1/xi(p) sum_q mu(p, q) w(q - p) z(q), 0 at void."""
     height, width = logits.shape[-2:]
     z = standard_score(logits, options.eps) if options.normalize else logits
     rows, columns = options.kernel_height // 2, options.kernel_width // 2
@@ -51,12 +52,11 @@ def local_cost(
 
 
 def local_loss(
-    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, options: LocalLoss
+    logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, options: LocalLoss
 ) -> torch.Tensor:
     """The map of per-pixel losses `[N, H, W]`: 0 at void and between centres, NaN at labels out of range."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    labels = encode_labels(target, logits.shape[1], options.ignore_index)
     cost = local_cost(merge(logits, labels, options), labels, weight, options)
     cost = torch.where(labels == INVALID, torch.nan, cost)
     return torch.where(centre_mask(labels, options.stride), cost, 0)

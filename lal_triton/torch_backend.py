@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lal_triton.labels import INVALID, VOID, centre_mask, encode_labels
-from lal_triton.options import LocalLoss
+from lal_triton.labels import INVALID, VOID, centre_mask
+from lal_triton.options import LocalLoss, loss_dtype
 
 _BAND_ELEMENTS = 2**19  # of one float32 table: about a core's level-2 cache
 _MIN_BAND_ROWS = 32  # each band computes its halo anew
@@ -30,22 +30,21 @@ for _dtype in (torch.float32, torch.float64):
         _function(torch.ones(1, dtype=_dtype))
 
 
-def local_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: LocalLoss) -> Tensor:
+def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss) -> Tensor:
     """The map of per-pixel losses `[N, H, W]`, as `reference.local_loss`."""
-    return _sweep(logits, target, weight, options)[0]
+    return _sweep(logits, labels, weight, options)[0]
 
 
 def local_loss_backward(
-    gradient: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: LocalLoss
+    gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss
 ) -> Tensor:
     """The gradient of the logits from any gradient of the map; the merge is computed again."""
-    centres = centre_mask(encode_labels(target, logits.shape[1], options.ignore_index), options.stride)
-    planes = _Layout.of(logits, options).flatten(gradient * centres, 0)
-    return _sweep(logits, target, weight, options, lambda losses, image, pixels: planes[image, pixels])[1]
+    planes = _Layout.of(logits, options).flatten(gradient * centre_mask(labels, options.stride), 0)
+    return _sweep(logits, labels, weight, options, lambda losses, image, pixels: planes[image, pixels])[1]
 
 
 def local_loss_and_gradient(
-    logits: Tensor, target: Tensor, weight: Tensor | None, omega: Tensor, p: float, options: LocalLoss
+    logits: Tensor, labels: Tensor, weight: Tensor | None, omega: Tensor, p: float, options: LocalLoss
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The map, sum_p omega(p) (L(p) / scale)^(p - 1) dL(p)/dlogits, and the scale of each row, `[N, H]`.
 
@@ -65,7 +64,7 @@ def local_loss_and_gradient(
         scales.append(torch.where(largest == 0, 1, largest))
         return omega * (counted / scales[-1]) ** (p - 1)
 
-    losses, gradient = _sweep(logits, target, weight, options, coefficient)
+    losses, gradient = _sweep(logits, labels, weight, options, coefficient)
     scale = torch.stack(scales).view(len(logits), -1).repeat_interleave(layout.band_rows, 1)
     return losses, gradient, scale[:, : layout.height]
 
@@ -118,7 +117,7 @@ class _Layout(NamedTuple):
 
 def _sweep(
     logits: Tensor,
-    target: Tensor,
+    labels: Tensor,
     weight: Tensor | None,
     options: LocalLoss,
     coefficient: Coefficient | None = None,
@@ -126,12 +125,8 @@ def _sweep(
     """The map of losses and the gradient of sum_p coefficient(p) L(p), which is empty without a coefficient."""
     images, num_classes, height, _width = logits.shape
     layout = _Layout.of(logits, options)
-    labels = encode_labels(target, num_classes, options.ignore_index)
-    centres = centre_mask(labels, options.stride)
     flat_labels = layout.flatten(labels, VOID)
-    losses = torch.empty(
-        target.shape, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device
-    )
+    losses = torch.empty(labels.shape, dtype=loss_dtype(logits), device=logits.device)
     gradient = torch.empty_like(logits) if coefficient else logits.new_empty(0)
     class_weight = losses.new_ones(num_classes) if weight is None else weight.to(losses.dtype)
 
@@ -160,7 +155,8 @@ def _sweep(
                 if options.normalize:
                     _unscore(dz, z[own_pixels], rstd[own_pixels])
                 gradient[image, :, first:last] = layout.rows_of(dz).permute(2, 0, 1)
-    return losses.masked_fill_(~centres, 0), gradient
+    losses.masked_fill_(labels == INVALID, torch.nan)
+    return losses.masked_fill_(~centre_mask(labels, options.stride), 0), gradient
 
 
 class _Taps:
@@ -184,19 +180,20 @@ class _Taps:
 
     def select(self, image: int, pixels: slice) -> None:
         """Sets the weights and xi to those of a band."""
-        self.forward_weights[self.mixed] = self.window
-        self.backward_weights[self.mixed] = self.mirrored
+        self._set_rows(self.window.expand(len(self.mixed), -1), self.mirrored.expand(len(self.mixed), -1))
         first = pixels.start - self.lead
         self.mixed = (~self.uniform[image, first : pixels.stop - self.lead]).nonzero()[:, 0]
         windows = self.labels[image][(first + self.mixed)[:, None] + self.offsets]
         same = windows == self.labels[image, pixels][self.mixed, None]
-        weights = same * self.window
-        self.forward_weights[self.mixed] = weights
-        if self.backward_weights is not self.forward_weights:
-            self.backward_weights[self.mixed] = same * self.mirrored
+        self._set_rows(same * self.window, same * self.mirrored)
         counted = self.window if self.by_weight else torch.ones_like(self.window)
         self.xi = counted.sum().repeat(pixels.stop - pixels.start)
         self.xi[self.mixed] = same.to(counted.dtype).mv(counted)
+
+    def _set_rows(self, forward: Tensor, backward: Tensor) -> None:
+        self.forward_weights.index_copy_(0, self.mixed, forward)
+        if self.backward_weights is not self.forward_weights:
+            self.backward_weights.index_copy_(0, self.mixed, backward)
 
     def merge(self, table: Tensor) -> Tensor:
         return self._sum(table, self.forward_weights[: len(self.xi)])
@@ -289,7 +286,7 @@ def _cost(merged: Tensor, xi: Tensor, labels: Tensor, weight: Tensor, options: L
         losses = slope * nll
         if linear is not None:
             losses = (losses + smoothing * (weight.sum() * log_total - linear)).clamp_(min=0)
-    return _Cost(losses.masked_fill_(labels == INVALID, torch.nan), exp, total, own, slope, smoothing)
+    return _Cost(losses, exp, total, own, slope, smoothing)
 
 
 def _cost_gradient(cost: _Cost, coefficient: Tensor, weight: Tensor, out: Tensor) -> None:
