@@ -16,7 +16,7 @@ from torch import Tensor
 
 import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
 from lal_triton import pooling, reference, validation
-from lal_triton.backends import choose_backend
+from lal_triton.dispatch import choose_backend
 from lal_triton.labels import encode_labels
 from lal_triton.options import KernelSize, LocalLoss, Window, loss_dtype, make_options
 
@@ -235,7 +235,7 @@ def evaluate(
     validation.check_pooling(reduction, pool, process_group)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, upsample)
-    backend = choose_backend(backend, logits)
+    backend = choose_backend(backend, logits.device.type, logits.dtype)
     _warn_of_two_classes(logits, options)
 
     def prepare(weight: Tensor | None) -> tuple[Tensor, Tensor]:

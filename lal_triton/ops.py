@@ -114,10 +114,11 @@ def _save_local_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
     ctx.set_materialize_grads(False)
 
 
-def _local_loss_autograd(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    logits, labels, weight, state = ctx.saved_tensors
-    grad = torch.ops.lal_triton.local_loss_backward(gradient, logits, labels, weight, state, *ctx.options)
-    return grad, *[None] * (2 + len(ctx.options))
+def _local_loss_autograd(ctx: Any, gradient: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    none = [None] * (2 + len(ctx.options))
+    if gradient is None:
+        return None, *none
+    return torch.ops.lal_triton.local_loss_backward(gradient, *ctx.saved_tensors, *ctx.options), *none
 
 
 # ---- power_norms
@@ -129,9 +130,10 @@ def power_norms(
     losses, gradient, scale = torch_backend.local_loss_and_gradient(
         logits, labels, weight, omega, p, LocalLoss(*options)
     )
-    norms = pooling.power_norm(losses, omega, p)
+    norms = pooling.power_norm(losses.double(), omega.double(), p)
     nonzero = torch.where(norms == 0, 1, norms)
-    return norms, gradient, (scale / nonzero[:, None]) ** (p - 1)
+    factor = (scale / nonzero[:, None]) ** (p - 1)
+    return norms.to(losses.dtype), gradient, factor.to(losses.dtype)
 
 
 def _power_norms_fake(logits: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,9 +148,12 @@ def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.set_materialize_grads(False)  # zeros for the other outputs would be of the logits' size
 
 
-def _power_norms_autograd(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    none = [None] * (ctx.num_inputs - 1)
+    if gradient is None:
+        return None, *none
     unscaled, factor = ctx.saved_tensors
-    return unscaled * (factor * gradient[:, None])[:, None, :, None], *[None] * (ctx.num_inputs - 1)
+    return unscaled * (factor * gradient[:, None])[:, None, :, None], *none
 
 
 for _name, _implementation, _fake in (

@@ -114,6 +114,9 @@ class _Layout(NamedTuple):
         """The pixels of whole rows as `[rows, W, ...]`."""
         return flat.unflatten(0, (-1, self.pitch))[:, : self.width]
 
+    def gaps_of(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(0, (-1, self.pitch))[:, self.width :]
+
 
 def _sweep(
     logits: Tensor,
@@ -150,6 +153,7 @@ def _sweep(
             if coefficient:
                 g = slopes[: layout.table_length(last - first + 2 * halo)]
                 _cost_gradient(cost, coefficient(cost.losses, image, pixels) / taps.xi, class_weight, layout.inside(g))
+                layout.gaps_of(layout.inside(g)).zero_()  # 0 x NaN would cross from one row's end to the next row
                 dz = taps.merge_transposed(g, inside)
                 own_pixels = slice(layout.lead + inside.start, layout.lead + inside.stop)
                 if options.normalize:
@@ -239,14 +243,20 @@ def _score(
         return used, used[:, 0]
     mean = used.new_full(used.shape[1:], 1 / used.shape[1])
     used.sub_(used.mv(mean)[:, None])
-    rstd = used.square().mv(mean).add_(options.eps).rsqrt_()
+    residual = used.mv(mean)  # of a mean that was rounded; it matters where a large offset hides a small variance
+    rstd = used.square().mv(mean).sub_(residual.square_()).add_(options.eps).rsqrt_()
     return used.mul_(rstd[:, None]), rstd
 
 
 def _unscore(dz: Tensor, z: Tensor, rstd: Tensor) -> None:
-    """In place, the gradient of the logits from that of their scores; dz sums to 0 over the classes."""
-    share = (dz * z).mv(dz.new_full(dz.shape[1:], -1 / dz.shape[1]))
-    dz.addcmul_(z, share[:, None]).mul_(rstd[:, None])
+    """In place, the gradient of the logits from that of their scores: rstd (dz - z mean(dz z)), less its mean.
+
+    The mean is 0 but for rounding, of dz and of the mean logit, which a large common offset would magnify.
+    """
+    mean = dz.new_full(dz.shape[1:], 1 / dz.shape[1])
+    dz.addcmul_(z, (dz * z).mv(mean)[:, None], value=-1)
+    shift = dz.mv(mean).mul_(rstd).neg_()
+    torch.addcmul(shift[:, None], dz, rstd[:, None], out=dz)
 
 
 class _Cost(NamedTuple):

@@ -21,7 +21,7 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf, *, s
     """A finite real number in [low, high), or in (low, high) when `strict`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is {value!r}, expected a number")
-    if not math.isfinite(value) or not low <= value < high or (strict and value == low):
+    if not low <= value < high or (strict and value == low):  # false of NaN, too
         raise ValueError(f"{name} is {value!r}, expected a finite number in {'(' if strict else '['}{low}, {high})")
     return float(value)
 

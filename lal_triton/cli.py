@@ -1,0 +1,157 @@
+"""The console script `lal-triton`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import lal_triton
+from lal_triton import validation
+from lal_triton.dispatch import choose_backend
+
+if TYPE_CHECKING:
+    from lal_triton.benchmarks import cases
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+SWEEP = {False: (65, 129, 513), True: (65, 129)}  # by --quick
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("matplotlib", "PIL"):
+            raise
+        message = f'{package} is missing, install it by: pip install "lal_triton[bench]"'
+    except (OSError, ValueError) as error:
+        message = str(error)
+    print(f"lal-triton: error: {message}", file=sys.stderr)
+    return 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lal-triton", description="Locally Adaptive Learning loss for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"lal_triton {lal_triton.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure time and memory of the loss against its peers",
+    )
+    bench.add_argument("--output", type=Path, default=Path("bench_results"), help="folder to write (bench_results)")
+    bench.add_argument("--quick", action="store_true", help="fewer repeats, sizes and compiled peers: under a minute")
+    bench.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    bench.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: float32; on a GPU float32 bfloat16")
+    bench.add_argument("--backend", nargs="+", choices=("torch", "triton"), help="default: torch; on a GPU both")
+    bench.add_argument("--kernel-size", nargs="+", type=int, default=[3, 5, 7], help="default: 3 5 7")
+    bench.add_argument("--batch-size", type=_positive, help="default: 2; on a GPU 16")
+    bench.add_argument("--num-classes", type=_positive, default=21, help="default: 21; always 21 with --voc")
+    bench.add_argument("--size", type=_positive, default=321, help="side of the crops (321) for all kernel sizes")
+    bench.add_argument("--sweep", nargs="*", type=_positive, help="sides for one kernel size; default: 65 129 513")
+    bench.add_argument("--voc", type=Path, help="use PASCAL VOC: its folder VOC2012, or the VOCdevkit that holds it")
+    bench.set_defaults(run=run_bench)
+
+    plot = commands.add_parser("plot", help="draw the plots of a results file")
+    plot.add_argument("results", type=Path, help="a results.json of `lal-triton bench`")
+    plot.add_argument("--output", type=Path, help="folder for the plots (default: that of the results)")
+    plot.set_defaults(run=run_plot)
+
+    info = commands.add_parser("info", help="print versions, the device and the backends")
+    info.set_defaults(run=run_info)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """Exit status 1 where our own loss could not be measured; the peers may be skipped."""
+    from lal_triton.benchmarks import runner, scenes, table, voc
+    from lal_triton.plots import draw
+
+    settings = _bench_settings(arguments)
+    if arguments.voc:
+        images = voc.read_voc(arguments.voc, settings.batch_size)
+    else:
+        images = [scenes.read_nuclei(settings.num_classes)]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "results.json"
+    interrupted = False
+    try:
+        runner.run(settings, images, path)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("lal-triton: interrupted; this is what was measured until then", file=sys.stderr)
+    results = json.loads(path.read_text())
+    print(table.format_table(results))
+    print("\nwrote", *[path, *draw(path, arguments.output)], sep="\n  ")
+    failed = any(row["name"] == "lal" and row["skipped"] for row in results["rows"])
+    return 130 if interrupted else int(failed)
+
+
+def _bench_settings(arguments: argparse.Namespace) -> "cases.Settings":
+    from lal_triton.benchmarks import cases, scenes, voc
+
+    on_gpu = arguments.device == "cuda" or (arguments.device is None and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, expected cpu: PyTorch finds no GPU")
+    for kernel_size in arguments.kernel_size:
+        validation.check_kernel_size(kernel_size)
+    if not 2 <= arguments.num_classes < scenes.VOID:
+        raise ValueError(f"--num-classes is {arguments.num_classes}, expected 2 to {scenes.VOID - 1}")
+    return cases.Settings(
+        device=torch.device("cuda" if on_gpu else "cpu"),
+        dtypes=tuple(DTYPES[name] for name in arguments.dtype or (["float32", "bfloat16"] if on_gpu else ["float32"])),
+        backends=tuple(arguments.backend or (["torch", "triton"] if on_gpu else ["torch"])),
+        kernel_sizes=tuple(arguments.kernel_size),
+        batch_size=arguments.batch_size or (16 if on_gpu else 2),
+        num_classes=voc.NUM_CLASSES if arguments.voc else arguments.num_classes,
+        size=arguments.size,
+        sweep=tuple(arguments.sweep if arguments.sweep is not None else SWEEP[arguments.quick]),
+        quick=arguments.quick,
+    )
+
+
+def run_plot(arguments: argparse.Namespace) -> int:
+    from lal_triton.plots import draw
+
+    output = arguments.output or arguments.results.parent
+    output.mkdir(parents=True, exist_ok=True)
+    print("wrote", *draw(arguments.results, output), sep="\n  ")
+    return 0
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    from lal_triton.benchmarks import environment
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    described = environment.describe(device)
+    for name in ("lal_triton", "torch", "triton", "numpy", "python", "device"):
+        print(f"{name:12} {described[name] or 'not installed'}")
+    automatic = choose_backend("auto", torch.empty(0, device=device))
+    print(f"{'backends':12} {', '.join(available_backends(device))}; auto chooses {automatic}")
+    return 0
+
+
+def available_backends(device: torch.device) -> list[str]:
+    available = []
+    for backend in ("torch", "triton"):
+        try:
+            available.append(choose_backend(backend, torch.empty(0, device=device)))
+        except ValueError:
+            continue
+    return available
+
+
+if __name__ == "__main__":
+    sys.exit(main())

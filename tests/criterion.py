@@ -1,0 +1,37 @@
+"""The accuracy that every backend owes: that of eager float32 PyTorch, and one rounding to the output's dtype."""
+
+from collections.abc import Sequence
+
+import torch
+
+# Errors are samples of rounding noise: sums in another order may err twice as much, and where few numbers are compared
+# the sample may be zero by luck, while no evaluation does without a few float32 roundings.
+NOISE = 2
+ROUNDINGS = 4 * 2**-24
+
+
+def relative_error(actual: torch.Tensor, oracle: torch.Tensor) -> float:
+    """|actual - oracle| / |oracle| in the Euclidean norm (absolute where the oracle is 0)."""
+    norm = torch.linalg.vector_norm(oracle.double())
+    difference = torch.linalg.vector_norm(actual.double() - oracle.double())
+    return float(difference / norm if norm > 0 else difference)
+
+
+def assert_as_accurate(
+    actual: torch.Tensor, eager: torch.Tensor | Sequence[torch.Tensor], oracle: torch.Tensor
+) -> None:
+    """`actual` is as close to the float64 `oracle` as eager float32 evaluations are, up to one unit roundoff.
+
+    `eager` may hold several evaluations that differ in rounding only; the worst counts. NaNs must stand at the oracle's
+    places; they are left out of the norms.
+    """
+    samples = [eager] if isinstance(eager, torch.Tensor) else eager
+    actual, oracle = actual.detach().cpu(), oracle.detach().cpu()
+    assert oracle.dtype == torch.float64
+    assert actual.shape == oracle.shape
+    defined = ~oracle.isnan()
+    assert torch.equal(~actual.isnan(), defined), "NaNs are elsewhere than the oracle's"
+    error = relative_error(actual[defined], oracle[defined])
+    noise = max(relative_error(sample.detach().cpu()[defined], oracle[defined]) for sample in samples)
+    allowed = NOISE * noise + ROUNDINGS + torch.finfo(actual.dtype).eps / 2
+    assert error <= allowed, f"relative error {error:.3g}, allowed {allowed:.3g}"

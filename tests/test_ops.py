@@ -1,0 +1,113 @@
+"""The custom ops under opcheck and torch.compile."""
+
+import pytest
+import torch
+from problems import DEVICE, make_problem
+
+from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss, functional
+from lal_triton.options import make_options
+
+OPTIONS = make_options(kernel_size=3, window="chessboard", normalize=True)
+
+
+def problem(requires_grad=True):
+    logits, target = make_problem((2, 3, 5, 6))
+    labels, omega = torch.ops.lal_triton.prepare(target, None, None, 3, 1, 255, torch.float32)
+    return logits.requires_grad_(requires_grad), target, labels, omega
+
+
+def test_opcheck_prepare():
+    _, target, _, _ = problem()
+    weight, pixel_weight = torch.rand(3, device=DEVICE), torch.rand(target.shape, device=DEVICE)
+    for arguments in ((None, None), (weight, pixel_weight)):
+        torch.library.opcheck(torch.ops.lal_triton.prepare.default, (target, *arguments, 3, 2, 255, torch.float32))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_opcheck_local_loss(backend):
+    logits, _, labels, _ = problem()
+    torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (logits, labels, None, *OPTIONS, backend))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_opcheck_local_loss_backward(backend):
+    logits, _, labels, _ = problem(requires_grad=False)
+    losses, state = torch.ops.lal_triton.local_loss(logits, labels, None, *OPTIONS, backend)
+    for gradient in (torch.ones_like(losses), torch.ones((), device=DEVICE).expand_as(losses)):
+        arguments = (gradient, logits, labels, None, state, *OPTIONS, backend)
+        torch.library.opcheck(torch.ops.lal_triton.local_loss_backward.default, arguments)
+
+
+def test_opcheck_power_norms():
+    logits, _, labels, omega = problem()
+    torch.library.opcheck(torch.ops.lal_triton.power_norms.default, (logits, labels, None, omega, 3.0, *OPTIONS))
+
+
+def step(loss, logits, target):
+    leaf = logits.detach().requires_grad_()
+    value = loss(leaf, target)
+    value.sum().backward()
+    return value.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LocallyAdaptiveLoss(3, backend="torch"),
+        LocallyAdaptiveLoss(3, backend="triton"),
+        LocallyAdaptiveLoss(3, backend="torch", reduction="none"),
+        CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5]), label_smoothing=0.1, backend="torch"),
+    ],
+    ids=["torch", "triton", "none", "cross_entropy"],
+)
+def test_compiles_without_a_graph_break(loss, dynamic):
+    torch._dynamo.reset()
+    loss = loss.to(DEVICE)
+    logits, target = make_problem((2, 3, 5, 6))
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    value, gradient = step(loss, logits, target)
+    compiled_value, compiled_gradient = step(compiled, logits, target)
+    torch.testing.assert_close(compiled_value, value)
+    torch.testing.assert_close(compiled_gradient, gradient)
+
+
+def test_labels_are_checked_in_a_compiled_graph():
+    if DEVICE != "cpu":
+        pytest.skip("on a GPU labels out of range give NaN")
+    torch._dynamo.reset()
+    compiled = torch.compile(functional.locally_adaptive_loss, fullgraph=True, backend="aot_eager")
+    logits, target = make_problem((2, 3, 5, 6))
+    with pytest.raises(ValueError, match="label 7"):
+        compiled(logits, torch.full_like(target, 7))
+
+
+def test_two_classes_compile():
+    torch._dynamo.reset()
+    logits, target = make_problem((2, 2, 5, 6))
+    compiled = torch.compile(LocallyAdaptiveLoss(3, backend="torch"), fullgraph=True, backend="aot_eager")
+    assert compiled(logits, target).isfinite()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_labels_out_of_range_are_nan_where_values_are_not_read(backend):
+    """What a GPU does: `prepare` cannot read there, and the backends get encoded labels."""
+    logits, _, labels, _ = problem(requires_grad=False)
+    labels[0, 2, 3] = -2
+    losses, _ = torch.ops.lal_triton.local_loss(logits, labels, None, *OPTIONS, backend)
+    assert losses[0, 2, 3].isnan()
+    assert losses.isnan().sum() == 1
+
+
+def test_nothing_is_saved_without_a_gradient(monkeypatch):
+    logits, target = make_problem((2, 3, 5, 6))
+
+    def refuse(*_):
+        raise AssertionError("the gradient was computed")
+
+    monkeypatch.setattr("lal_triton.torch_backend._cost_gradient", refuse)
+    functional.locally_adaptive_loss(logits, target, backend="torch")
+    with torch.no_grad():
+        functional.locally_adaptive_loss(logits.requires_grad_(), target, backend="torch")
+    with pytest.raises(AssertionError, match="computed"):
+        functional.locally_adaptive_loss(logits, target, backend="torch")

@@ -1,0 +1,134 @@
+"""Bad input: the exception names the argument, the value found and what was expected, before anything is computed."""
+
+import warnings
+
+import pytest
+import torch
+
+from lal_triton.functional import cross_entropy, locally_adaptive_loss, merge
+
+LOGITS = torch.randn(2, 3, 4, 5)
+TARGET = torch.zeros(2, 4, 5, dtype=torch.long)
+NAN = float("nan")
+INF = float("inf")
+
+BAD_OPTIONS = [
+    ({"kernel_size": 4}, ValueError, r"kernel_size is 4, expected odd"),
+    ({"kernel_size": 0}, ValueError, r"kernel_size is 0, expected odd and >= 1"),
+    ({"kernel_size": (3, -1)}, ValueError, r"kernel_size is \(3, -1\), expected odd"),
+    ({"kernel_size": 3.0}, TypeError, r"kernel_size is 3\.0, expected an odd integer"),
+    ({"kernel_size": (3, 3, 3)}, TypeError, r"kernel_size is \(3, 3, 3\), expected"),
+    ({"window": "gauss"}, ValueError, r"window is 'gauss', expected one of 'chessboard', 'uniform'"),
+    ({"window": torch.ones(3, 3)}, ValueError, r"window is .*, expected the shape \[5, 5\]"),
+    ({"window": -torch.ones(5, 5)}, ValueError, r"window holds .*, expected finite weights >= 0"),
+    ({"window": torch.full((5, 5), INF)}, ValueError, r"window holds .*, expected finite weights >= 0"),
+    ({"window": torch.zeros(5, 5)}, ValueError, r"window has the centre 0\.0, expected a positive weight"),
+    ({"stride": 0}, ValueError, r"stride is 0, expected an integer >= 1"),
+    ({"stride": 1.5}, TypeError, r"stride is 1\.5, expected an integer"),
+    ({"average": "median"}, ValueError, r"average is 'median', expected one of 'count', 'weight'"),
+    ({"eps": 0}, ValueError, r"eps is 0, expected a finite number in \(0, inf\)"),
+    ({"eps": -1e-5}, ValueError, r"eps is -1e-05, expected"),
+    ({"cost": "hinge"}, ValueError, r"cost is 'hinge', expected one of 'cross_entropy', 'focal'"),
+    ({"focal_alpha": -1.0}, ValueError, r"focal_alpha is -1\.0, expected"),
+    ({"focal_gamma": -1.0}, ValueError, r"focal_gamma is -1\.0, expected"),
+    ({"label_smoothing": 1.0}, ValueError, r"label_smoothing is 1\.0, expected a finite number in \[0, 1\)"),
+    ({"label_smoothing": -0.1}, ValueError, r"label_smoothing is -0\.1, expected"),
+    ({"label_smoothing": 0.1, "cost": "focal"}, ValueError, r"label_smoothing is 0\.1, expected 0 with cost=\"focal\""),
+    ({"reduction": "max"}, ValueError, r"reduction is 'max', expected one of 'minkowski', 'mean', 'sum', 'none'"),
+    ({"reduction": "max_pooling"}, NotImplementedError, r"max_pooling"),
+    ({"p": 0.9}, ValueError, r"p is 0\.9, expected a finite number in \[1, inf\)"),
+    ({"p": INF}, ValueError, r"p is inf, expected"),
+    ({"p": NAN}, ValueError, r"p is nan, expected"),
+    ({"p": "3"}, TypeError, r"p is '3', expected a number"),
+    ({"pool": "row"}, ValueError, r"pool is 'row', expected one of 'image', 'batch'"),
+    ({"ignore_index": 1.0}, TypeError, r"ignore_index is 1\.0, expected an integer"),
+    ({"upsample": "nearest"}, ValueError, r"upsample is 'nearest', expected one of 'bilinear'"),
+    ({"process_group": object()}, NotImplementedError, r"process_group"),
+    ({"backend": "jax"}, ValueError, r"backend is 'jax', expected one of 'auto', 'torch', 'triton', 'reference'"),
+    ({"weight": torch.ones(4)}, ValueError, r"weight has the shape \[4\], expected \[C = 3\]"),
+    ({"weight": torch.tensor([1.0, -2.0, 1.0])}, ValueError, r"weight holds -2\.0, expected finite values >= 0"),
+    ({"weight": torch.tensor([1, 1, 1])}, TypeError, r"weight has the dtype torch\.int64, expected a floating"),
+    ({"weight": [1.0, 1.0, 1.0]}, TypeError, r"weight is a list, expected a torch\.Tensor"),
+    ({"weight": torch.ones(3, device="meta")}, ValueError, r"weight is on meta, expected the device of logits, cpu"),
+    ({"pixel_weight": torch.ones(2, 4)}, ValueError, r"pixel_weight has the shape \[2, 4\], expected that of target"),
+    ({"pixel_weight": torch.full((2, 4, 5), NAN)}, ValueError, r"pixel_weight holds nan, expected finite"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_OPTIONS, ids=lambda value: str(value)[:40])
+def test_bad_option(options, error, message):
+    with pytest.raises(error, match=message):
+        locally_adaptive_loss(LOGITS, TARGET, **options)
+
+
+BAD_TENSORS = [
+    (LOGITS[0], TARGET, ValueError, r"logits has the shape \[3, 4, 5\], expected \[N, C, H, W\]"),
+    (LOGITS.long(), TARGET, TypeError, r"logits has the dtype torch\.int64, expected one of float32"),
+    (LOGITS[:, :1], TARGET, ValueError, r"logits has C = 1 classes, expected at least 2"),
+    (LOGITS[:, :, :0], TARGET[:, :0], ValueError, r"logits has the shape \[2, 3, 0, 5\], expected no empty"),
+    (LOGITS.numpy(), TARGET, TypeError, r"logits is a ndarray, expected a torch\.Tensor"),
+    (LOGITS, TARGET[0], ValueError, r"target has the shape \[4, 5\], expected \[N, H, W\]"),
+    (LOGITS, TARGET[:, None], ValueError, r"target has the shape \[2, 1, 4, 5\].*pass target\.squeeze\(1\)"),
+    (LOGITS, TARGET[:1], ValueError, r"target has N = 1, expected the N = 2 of logits"),
+    (LOGITS, TARGET[:, :0], ValueError, r"target has the shape \[2, 0, 5\], expected no empty"),
+    (LOGITS, TARGET.float(), TypeError, r"target has the dtype torch\.float32, expected one of uint8"),
+    (LOGITS, TARGET.bool(), TypeError, r"target has the dtype torch\.bool"),
+    (LOGITS, TARGET.to(torch.uint16), TypeError, r"target has the dtype torch\.uint16"),
+    (LOGITS, TARGET.to("meta"), ValueError, r"target is on meta, expected the device of logits, cpu"),
+    (LOGITS, TARGET + 3, ValueError, r"target holds the label 3, expected \[0, 3\) or ignore_index = 255"),
+    (LOGITS, TARGET - 1, ValueError, r"target holds the label -1, expected"),
+]
+
+
+@pytest.mark.parametrize(("logits", "target", "error", "message"), BAD_TENSORS)
+@pytest.mark.parametrize("loss", [locally_adaptive_loss, cross_entropy, merge])
+def test_bad_tensor(loss, logits, target, error, message):
+    with pytest.raises(error, match=message):
+        loss(logits, target)
+
+
+def test_unequal_sizes():
+    with pytest.raises(NotImplementedError, match=r"target has the size \[8, 10\].*upsampling inside the loss"):
+        locally_adaptive_loss(LOGITS, torch.zeros(2, 8, 10, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"target has the size \[8, 10\], expected .* upsample=None"):
+        locally_adaptive_loss(LOGITS, torch.zeros(2, 8, 10, dtype=torch.long), upsample=None)
+
+
+def test_labels_are_compared_after_widening():
+    """In torch uint8(156) == -100 and int8(-1) == 255 are True; as labels they are neither."""
+    with pytest.raises(ValueError, match="label 156"):
+        locally_adaptive_loss(LOGITS, torch.full_like(TARGET, 156, dtype=torch.uint8), ignore_index=-100)
+    with pytest.raises(ValueError, match="label -1"):
+        locally_adaptive_loss(LOGITS, torch.full_like(TARGET, -1, dtype=torch.int8))
+
+
+def test_triton_never_falls_back(monkeypatch):
+    with pytest.raises(TypeError, match="float64"):
+        locally_adaptive_loss(LOGITS.double(), TARGET, backend="triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="logits are on the CPU"):
+        locally_adaptive_loss(LOGITS, TARGET, backend="triton")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="not installed"):
+        locally_adaptive_loss(LOGITS, TARGET, backend="triton")
+
+
+def test_two_classes_warn():
+    logits, target = LOGITS[:, :2], TARGET
+    with pytest.warns(UserWarning, match="normalize=False") as caught:
+        locally_adaptive_loss(logits, target)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        locally_adaptive_loss(logits, target, normalize=False)
+        locally_adaptive_loss(LOGITS, target)
+
+
+def test_more_classes_than_the_void_label():
+    """With C > 255 the default ignore_index is a class, and it is ignored."""
+    logits = torch.randn(1, 300, 2, 2)
+    target = torch.tensor([[[255, 299], [0, 1]]])
+    losses = locally_adaptive_loss(logits, target, reduction="none")
+    assert losses[0, 0, 0] == 0
+    assert locally_adaptive_loss(logits, target, reduction="none", ignore_index=-1)[0, 0, 0] > 0
