@@ -1,0 +1,32 @@
+# make bench   the main job: what the loss costs here, against its peers (5 minutes; QUICK=1: under one)
+# make test    the tests
+# make lint    ruff and mypy
+# make gpu     tests and benchmark on a machine with a GPU, torch and Triton but no network; results in OUTPUT
+PYTHON ?= python3
+VENV ?= .venv
+OUTPUT ?= bench_results
+BIN := $(VENV)/bin
+
+.PHONY: bench test lint gpu clean
+
+bench: $(VENV)/.ready
+	$(BIN)/lal-triton bench $(if $(QUICK),--quick) --output $(OUTPUT)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py --output $(OUTPUT)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
