@@ -45,9 +45,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="measure time and memory of the loss against its peers",
     )
     bench.add_argument("--output", type=Path, default=Path("bench_results"), help="folder to write (bench_results)")
-    bench.add_argument("--quick", action="store_true", help="fewer repeats, sizes and compiled peers: under a minute")
+    bench.add_argument("--quick", action="store_true", help="fewer repeats, sizes and compiled peers (below a minute)")
     bench.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
-    bench.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: float32; on a GPU float32 bfloat16")
+    bench.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, metavar="DTYPE", help="default: float32; on a GPU float32 bfloat16"
+    )
     bench.add_argument("--backend", nargs="+", choices=("torch", "triton"), help="default: torch; on a GPU both")
     bench.add_argument("--kernel-size", nargs="+", type=int, default=[3, 5, 7], help="default: 3 5 7")
     bench.add_argument("--batch-size", type=_positive, help="default: 2; on a GPU 16")
@@ -134,20 +136,20 @@ def run_plot(arguments: argparse.Namespace) -> int:
 def run_info(arguments: argparse.Namespace) -> int:
     from lal_triton.benchmarks import environment
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    described = environment.describe(device)
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    described = environment.describe(torch.device(device_type))
     for name in ("lal_triton", "torch", "triton", "numpy", "python", "device"):
         print(f"{name:12} {described[name] or 'not installed'}")
-    automatic = choose_backend("auto", torch.empty(0, device=device))
-    print(f"{'backends':12} {', '.join(available_backends(device))}; auto chooses {automatic}")
+    automatic = choose_backend("auto", device_type, torch.float32)
+    print(f"{'backends':12} {', '.join(available_backends(device_type))}; auto chooses {automatic}")
     return 0
 
 
-def available_backends(device: torch.device) -> list[str]:
+def available_backends(device_type: str) -> list[str]:
     available = []
     for backend in ("torch", "triton"):
         try:
-            available.append(choose_backend(backend, torch.empty(0, device=device)))
+            available.append(choose_backend(backend, device_type, torch.float32))
         except ValueError:
             continue
     return available

@@ -17,7 +17,7 @@ from torch import Tensor
 from lal_triton.labels import INVALID, VOID, centre_mask
 from lal_triton.options import LocalLoss, loss_dtype
 
-_BAND_ELEMENTS = 2**19  # of one float32 table: about a core's level-2 cache
+_BAND_ELEMENTS = 3 * 2**18  # of a band's logits and window weights: a core's level-2 cache, and a bound on the memory
 _MIN_BAND_ROWS = 32  # each band computes its halo anew
 
 # The derivative of the pooled loss by each per-pixel loss of a band, from (losses, image, rows of the padded image).
@@ -82,7 +82,7 @@ class _Layout(NamedTuple):
     def of(cls, logits: Tensor, options: LocalLoss) -> "_Layout":
         _, num_classes, height, width = logits.shape
         rows, reach = options.kernel_height // 2, options.kernel_width // 2
-        band_rows = max(_MIN_BAND_ROWS, _BAND_ELEMENTS // (num_classes * (width + reach)))
+        band_rows = max(_MIN_BAND_ROWS, _BAND_ELEMENTS // ((num_classes + len(options.window)) * (width + reach)))
         return cls(height, width, rows, reach, min(band_rows, height))
 
     @property

@@ -1,0 +1,372 @@
+"""The benchmark measures what it says, on the data that it says; nothing here asserts on a time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lal_triton import functional
+
+pytest.importorskip("PIL")
+pytest.importorskip("matplotlib")
+
+from PIL import Image
+
+from lal_triton import plots
+from lal_triton.benchmarks import cases, environment, gpu, memory, network, peers, runner, scenes, table, timing, voc
+
+CPU = torch.device("cpu")
+CHECKOUT = Path(__file__).parents[1]
+
+
+def blocky_example(num_classes=5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, num_classes, 13, 17, dtype=dtype, generator=generator, requires_grad=True)
+    blocks = torch.randint(num_classes, (2, 4, 5), generator=generator)
+    target = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :13, :17].contiguous()
+    target[0, 3] = scenes.VOID
+    return logits, target
+
+
+# ---- peers
+
+
+@pytest.mark.parametrize("peer", [peers.unfold_lal, peers.shift_add_lal])
+@pytest.mark.parametrize(("kernel_size", "p"), [(1, 1.0), (3, 3.0), (5, 3.0), (7, 2.0)])
+def test_peers_compute_the_loss_and_its_gradient(peer, kernel_size, p):
+    logits, target = blocky_example()
+    expected = functional.locally_adaptive_loss(logits, target, kernel_size=kernel_size, p=p, backend="reference")
+    found = peer(logits, target, kernel_size, p)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    (found_gradient,) = torch.autograd.grad(found, logits)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(found_gradient, expected_gradient, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("peer", [peers.unfold_lal, peers.shift_add_lal])
+def test_peers_accumulate_half_precision_in_float32(peer):
+    logits, target = blocky_example(dtype=torch.bfloat16)
+    loss = peer(logits, target)
+    assert loss.dtype == torch.float32
+    assert torch.autograd.grad(loss, logits)[0].dtype == torch.bfloat16
+
+
+# ---- scenes
+
+
+def test_nuclei_are_folded_into_classes_with_void_borders():
+    scene = scenes.read_nuclei(5)
+    assert scene.image.shape == (512, 512, 3)
+    assert scene.image.dtype == np.float32
+    assert 0 <= scene.image.min() < scene.image.max() <= 1
+    assert set(np.unique(scene.labels)) == {0, 1, 2, 3, 4, scenes.VOID}
+    assert 0.7 < (scene.labels == 0).mean() < 0.9
+
+
+def test_outline_is_the_inner_border_of_each_instance():
+    instances = np.zeros((6, 9), dtype=int)
+    instances[1:5, 1:5] = 1
+    instances[1:5, 5:8] = 2
+    expected = np.zeros((6, 9), dtype=bool)
+    expected[1:5, 1:8] = True
+    expected[2:4, 2:4] = expected[2:4, 6] = False
+    assert (scenes.outline(instances) == expected).all()
+
+
+def test_network_is_right_at_most_pixels_and_deterministic():
+    scene = scenes.read_nuclei(21)
+    logits = network.predict(*scene, 21)
+    assert logits.shape == (21, 512, 512)
+    assert logits.dtype == np.float32
+    valid = scene.labels != scenes.VOID
+    assert (logits.argmax(0) == scene.labels)[valid].mean() > 0.9
+    assert np.array_equal(logits, network.predict(*scene, 21))
+    assert not np.array_equal(logits, network.predict(*scene, 21, seed=1))
+
+
+@pytest.mark.parametrize("size", [7, 64, 130, 300])
+def test_batches_hold_different_crops_with_their_own_labels(size):
+    labels = np.arange(100)[:, None] * 120 + np.arange(120)
+    logits = np.stack([labels, -labels]).astype(np.float32)
+    crops, target = scenes.make_batch([(logits, labels)], 3, size)
+    assert crops.shape == (3, 2, size, size)
+    assert target.shape == (3, size, size)
+    assert target.dtype == torch.int64
+    assert torch.equal(crops[:, 0].long(), target)
+    assert torch.equal(crops[:, 1].long(), -target)
+    assert not torch.equal(target[0], target[1])
+    again = scenes.make_batch([(logits, labels)], 3, size)
+    assert torch.equal(again[0], crops)
+
+
+# ---- PASCAL VOC
+
+
+@pytest.fixture
+def voc_folder(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("2007_1", "2007_2"):
+        Image.fromarray(rng.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(root / f"JPEGImages/{name}.jpg")
+        labels = Image.fromarray(np.repeat([[0], [20], [255], [7]], 10, axis=0).repeat(50, axis=1).astype(np.uint8))
+        labels.putpalette(rng.integers(256, size=768).tolist())
+        assert labels.mode == "P"
+        labels.save(root / f"SegmentationClass/{name}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("2007_1\n2007_2\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("below", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_voc_is_read_from_any_of_its_folders(voc_folder, below):
+    read = voc.read_voc(voc_folder / below, 5)
+    assert len(read) == 2
+    assert read[0].image.shape == (40, 50, 3)
+    assert read[0].labels[[0, 10, 20, 30], 0].tolist() == [0, 20, 255, 7]
+
+
+@pytest.mark.parametrize("missing", ["JPEGImages", "SegmentationClass", "ImageSets/Segmentation/val.txt"])
+def test_voc_errors_name_what_is_missing(voc_folder, missing):
+    path = voc_folder / "VOCdevkit/VOC2012" / missing
+    path.rename(path.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError, match=f"holds no {missing}"):
+        voc.read_voc(voc_folder, 1)
+
+
+def test_voc_errors_name_a_wrong_label_image(voc_folder):
+    path = voc_folder / "VOCdevkit/VOC2012/SegmentationClass/2007_1.png"
+    Image.open(path).convert("RGB").save(path)
+    with pytest.raises(ValueError, match=r"2007_1\.png has the mode RGB"):
+        voc.read_voc(voc_folder, 1)
+
+
+# ---- memory and time
+
+
+@torch.library.custom_op("lal_triton_tests::three_halves", mutates_args=())
+def three_halves(x: torch.Tensor) -> torch.Tensor:
+    """Allocates its result and, while that lives, two temporaries, one after the other."""
+    result = x.clone()
+    for _ in range(2):
+        result += torch.zeros(x.numel() // 2)
+    return result
+
+
+def test_memory_counts_the_peak_and_not_the_sum():
+    x = torch.zeros(2**18)
+
+    def run():
+        for _ in range(3):
+            torch.zeros(2**18).add(1)
+
+    assert memory.peak_bytes(run, CPU) == pytest.approx(2 * x.nbytes, abs=64)  # and the number as a tensor
+
+
+def test_memory_counts_what_a_custom_op_allocates():
+    x = torch.zeros(2, 2**17)
+    assert memory.peak_bytes(lambda: three_halves(x), CPU) == 1.5 * x.nbytes
+
+
+def test_memory_of_cross_entropy_is_three_times_the_logits():
+    logits = torch.randn(2, 21, 65, 65, requires_grad=True)
+    target = torch.randint(21, (2, 65, 65))
+    peak = memory.peak_bytes(lambda: torch.autograd.grad(F.cross_entropy(logits, target), logits), CPU)
+    assert peak / logits.nbytes == pytest.approx(3, abs=0.001)
+
+
+def test_quartiles():
+    assert timing.summarise([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0, 5)
+    assert timing.summarise([7.0]) == (7.0, 7.0, 7.0, 1)
+
+
+def test_commit_is_that_of_the_package_and_of_no_repository_around_it(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "site-packages").mkdir()
+    assert environment.commit(tmp_path / "site-packages") is None
+
+
+# ---- the whole benchmark
+
+
+def tiny_settings(**changes):
+    settings = cases.Settings(
+        device=CPU,
+        dtypes=(torch.float32,),
+        backends=("torch",),
+        kernel_sizes=(1, 3),
+        batch_size=2,
+        num_classes=4,
+        size=17,
+        sweep=(9,),
+        quick=True,
+    )
+    return settings._replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A tiny run where torch.compile is that of a machine without a compiler."""
+
+    def no_compiler(loss, **_):
+        def fail(logits):
+            raise RuntimeError("No working C++ compiler found\nand a long trace")
+
+        return fail
+
+    path = tmp_path_factory.mktemp("bench") / "results.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", no_compiler)
+        runner.run(tiny_settings(), [scenes.read_nuclei(4)], path)
+    return path
+
+
+def test_a_run_records_every_case_and_phase(results):
+    data = json.loads(results.read_text())
+    assert {"device", "cpu", "cores", "torch", "triton", "numpy", "python", "commit", "date"} <= set(
+        data["environment"]
+    )
+    keys = ("name", "backend", "compiled", "kernel_size", "height", "dtype", "phase")
+    rows = {tuple(row[key] for key in keys): row for row in data["rows"]}
+    assert len(rows) == len(data["rows"])
+    planned = cases.plan(tiny_settings())
+    assert len(rows) == sum(1 if case.name == "copy" else 3 for case in planned)
+    for row in data["rows"]:
+        if row["skipped"] is None:
+            assert 0 < row["lower_ms"] <= row["median_ms"] <= row["upper_ms"]
+            assert (row["peak_bytes"] is None) == (row["phase"] != "step")
+
+
+def test_a_run_computes_the_same_loss_in_every_implementation(results):
+    rows = [row for row in json.loads(results.read_text())["rows"] if row["kernel_size"] and row["loss"]]
+    assert len(rows) == 3 * 3 * 3  # implementations, cases, phases
+    for row in rows:
+        alike = [r["loss"] for r in rows if (r["kernel_size"], r["height"]) == (row["kernel_size"], row["height"])]
+        assert alike == pytest.approx([row["loss"]] * len(alike), rel=1e-5)
+
+
+def test_what_cannot_be_compiled_is_recorded_as_skipped(results):
+    rows = json.loads(results.read_text())["rows"]
+    reasons = {(row["name"], row["height"]): row["skipped"] for row in rows if row["compiled"]}
+    assert reasons == {
+        ("cross_entropy", 17): "RuntimeError: No working C++ compiler found",
+        ("cross_entropy", 9): "left out by --quick",
+        ("shift_add", 17): "left out by --quick",
+    }
+    assert not any(row["skipped"] for row in rows if not row["compiled"])
+
+
+def test_the_table_shows_every_loss_within_120_columns(results):
+    data = json.loads(results.read_text())
+    text = table.format_table(data)
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("lal_triton (torch)") == 3
+    assert text.count("skipped: RuntimeError: No working C++ compiler found") == 1
+
+
+def test_cases_that_take_long_to_compile_come_last():
+    planned = cases.plan(tiny_settings(quick=False))
+    compiled = [case.name == "shift_add" and case.compiled for case in planned]
+    assert compiled == sorted(compiled)
+    assert sum(compiled) == 2
+
+
+# ---- plots
+
+
+def test_plots_are_drawn_from_a_results_file(results, tmp_path):
+    written = plots.draw(results, tmp_path)
+    assert [path.name for path in written] == [
+        "time_vs_kernel_size.png",
+        "memory_vs_kernel_size.png",
+        "time_vs_image_size.png",
+    ]
+    for path in written:
+        assert min(Image.open(path).size) > 500
+
+
+def test_plots_leave_out_what_was_skipped(results):
+    from lal_triton.plots import charts
+
+    data = json.loads(results.read_text())
+    steps = [row for row in data["rows"] if row["phase"] == "step" and not row["skipped"]]
+    figure = charts.draw_chart(charts.CHARTS[0], charts.comparable(steps, "kernel_size"), data["environment"])
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert set(lines) == {"LAL by F.unfold", "LAL by shift-and-add", "lal_triton (torch)", "F.cross_entropy"}
+    assert list(lines["lal_triton (torch)"].get_xdata()) == [1, 3]
+    (cross_entropy,) = {*lines["F.cross_entropy"].get_ydata()}
+    assert cross_entropy > 0
+
+
+def test_no_plot_is_drawn_of_an_empty_run(tmp_path):
+    path = tmp_path / "results.json"
+    runner.write_results(path, environment.describe(CPU), [])
+    assert plots.draw(path, tmp_path) == []
+    assert table.format_table(json.loads(path.read_text()))
+
+
+# ---- the GPU script
+
+
+def test_gpu_script_installs_and_tests_and_measures(tmp_path):
+    test = tmp_path / "test_native.py"
+    test.write_text("import lal_triton.kernels as k\n\ndef test_installed():\n    assert 'site' in k.__file__\n")
+    output = tmp_path / "output"
+    command = [sys.executable, CHECKOUT / "benchmarks" / "gpu.py", "--dry-run", "--output", output, "--tests", test]
+    process = subprocess.run(command, capture_output=True, text=True)
+    summary = json.loads((output / "summary.json").read_text())
+    assert process.returncode == 0, process.stdout + (output / "bench.log").read_text()
+    assert {part: entry["rc"] for part, entry in summary.items()} == {"install": 0, "tests": 0, "bench": 0}
+    assert "1 passed" in (output / "tests.log").read_text()
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    assert any(row["backend"] == "triton" and row["median_ms"] for row in rows)
+    assert {path.name for path in output.iterdir()} == {
+        *(f"{part}.log" for part in summary),
+        "summary.json",
+        "results.json",
+        "time_vs_kernel_size.png",
+        "memory_vs_kernel_size.png",
+    }
+
+
+def test_gpu_script_goes_on_after_a_part_that_fails(tmp_path, monkeypatch):
+    ran = []
+
+    def run_part(command, seconds, environment, folder, log):
+        ran.append(log.name)
+        return {"rc": 3, "seconds": 0.0, "timed_out": False}
+
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(tmp_path)])
+    assert gpu.main() == 1
+    assert ran == ["install.log", "tests.log", "bench.log"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["install"] == {"rc": 0, "seconds": 0.0, "timed_out": False, "by": "copying"}
+    assert summary["bench"]["rc"] == 3
+
+
+def test_gpu_script_can_do_without_pip(tmp_path):
+    gpu.assemble_package(tmp_path)
+    code = "import lal_triton.kernels, lal_triton.benchmarks, lal_triton.plots; print(lal_triton.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True
+    )
+    assert found.stdout.decode().strip() == str(tmp_path / "lal_triton" / "__init__.py")
+
+
+def test_parts_are_interrupted_in_time_and_their_logs_are_short(tmp_path):
+    def run(code, seconds):
+        return gpu.run_part([sys.executable, "-c", code], seconds, dict(os.environ), tmp_path, tmp_path / "log")
+
+    result = run("print('x' * 10**6); raise SystemExit(4)", 60)
+    assert (result["rc"], result["timed_out"]) == (4, False)
+    assert (tmp_path / "log").stat().st_size == gpu.LOG_BYTES
+    result = run("import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved'); raise SystemExit(5)", 3)
+    assert (result["rc"], result["timed_out"]) == (5, True)
+    assert (tmp_path / "log").read_text() == "saved\n"

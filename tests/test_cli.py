@@ -1,0 +1,137 @@
+"""The console script: what it prints and writes, and errors without a traceback."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lal_triton
+from lal_triton import cli
+
+pytest.importorskip("PIL")
+pytest.importorskip("matplotlib")
+
+from lal_triton.benchmarks import runner
+
+TINY = ["bench", "--quick", "--device=cpu", "--num-classes=3", "--batch-size=1", "--size=9", "--sweep=7"]
+TINY += ["--kernel-size", "1", "3", "--output"]
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    def no_compiler(loss, **_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"lal_triton {lal_triton.__version__}\n"
+
+
+def test_info_names_versions_device_and_backends(capsys):
+    assert cli.main(["info"]) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert printed["torch"] == torch.__version__
+    assert printed["lal_triton"] == lal_triton.__version__
+    automatic = "triton" if torch.cuda.is_available() else "torch"
+    assert printed["backends"].startswith("torch")
+    assert printed["backends"].endswith(f"auto chooses {automatic}")
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_bench_writes_results_and_plots_and_prints_a_table(tmp_path, capsys):
+    output = tmp_path / "new" / "folder"
+    assert cli.main([*TINY, str(output)]) == 0
+    names = {"results.json", "time_vs_kernel_size.png", "memory_vs_kernel_size.png", "time_vs_image_size.png"}
+    assert {path.name for path in output.iterdir()} == names
+    printed = capsys.readouterr().out
+    assert "9 x 9, N = 1, C = 3, float32" in printed
+    assert "skipped: RuntimeError: no compiler" in printed
+    assert all(str(output / name) in printed for name in names)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_bench_fails_where_our_loss_does(tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("broken kernel")
+
+    monkeypatch.setattr(runner, "locally_adaptive_loss", broken)
+    assert cli.main([*TINY, str(tmp_path)]) == 1
+    assert "skipped: RuntimeError: broken kernel" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_an_interrupted_bench_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
+    measure = runner.measure
+
+    def interrupted(case, *arguments):
+        if case.name == "unfold":
+            raise KeyboardInterrupt
+        return measure(case, *arguments)
+
+    monkeypatch.setattr(runner, "measure", interrupted)
+    assert cli.main([*TINY, str(tmp_path)]) == 130
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["name"] for row in rows} == {"copy", "cross_entropy", "lal", "shift_add"}
+    captured = capsys.readouterr()
+    assert "lal_triton (torch)" in captured.out
+    assert "interrupted" in captured.err
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_plot_draws_from_a_results_file(tmp_path, capsys):
+    assert cli.main([*TINY, str(tmp_path)]) == 0
+    assert cli.main(["plot", str(tmp_path / "results.json"), "--output", str(tmp_path / "figures")]) == 0
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 3
+    assert str(tmp_path / "figures" / "time_vs_image_size.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("plot {tmp}/nowhere.json", "nowhere.json"),
+        ("plot {tmp}/other.json", "is not a results file of `lal-triton bench`"),
+        ("plot {tmp}/text.json", "is not a results file of `lal-triton bench`"),
+        ("bench --output {tmp} --voc {tmp}", "holds no JPEGImages"),
+        ("bench --output {tmp}/text.json", "text.json"),
+        ("bench --output {tmp} --kernel-size 4", "kernel_size is 4, expected odd"),
+        ("bench --output {tmp} --num-classes 1", "--num-classes is 1, expected 2 to 254"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(tmp_path, capsys, arguments, message):
+    (tmp_path / "other.json").write_text("[1]")
+    (tmp_path / "text.json").write_text("text")
+    assert cli.main(arguments.format(tmp=tmp_path).split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lal-triton: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_bench_on_a_gpu_that_is_not_there(tmp_path, capsys):
+    assert cli.main(["bench", "--device", "cuda", "--output", str(tmp_path)]) == 2
+    assert "--device is cuda, expected cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "PIL"])
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, capsys, missing):
+    for name in list(sys.modules):
+        if name.startswith((missing, "lal_triton.plots", "lal_triton.benchmarks")):
+            monkeypatch.delitem(sys.modules, name)
+    for package in ("plots", "benchmarks"):
+        monkeypatch.delattr(lal_triton, package, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert cli.main(["bench", "--output", str(tmp_path)]) == 2
+    assert f'{missing} is missing, install it by: pip install "lal_triton[bench]"' in capsys.readouterr().err
+
+
+def test_importing_the_script_leaves_the_extras_alone():
+    code = "import sys, lal_triton.cli; print({'matplotlib', 'PIL'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
