@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lal_triton import pooling, torch_backend, validation
+from lal_triton.kernels.configs import state_planes
 from lal_triton.labels import centre_mask, encode_labels
 from lal_triton.options import LocalLoss, loss_dtype
 
@@ -35,9 +36,6 @@ _library.define(
     f"power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, float p, {_OPTIONS})"
     " -> (Tensor norms, Tensor gradient, Tensor factor)"
 )
-
-STATE_PLANES = 3
-
 
 # ---- prepare
 
@@ -87,8 +85,10 @@ def local_loss(
 
 def _local_loss_fake(logits: Tensor, labels: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     losses = labels.new_empty(labels.shape, dtype=loss_dtype(logits))
-    planes = (STATE_PLANES, *labels.shape) if rest[-1] == "triton" else (0,)
-    return losses, losses.new_empty(planes)
+    *options, backend = rest
+    if backend != "triton":
+        return losses, losses.new_empty(0)
+    return losses, losses.new_empty(state_planes(LocalLoss(*options), logits.shape[1]), *labels.shape)
 
 
 def local_loss_backward(

@@ -24,9 +24,10 @@ def test_opcheck_prepare():
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_opcheck_local_loss(backend):
+@pytest.mark.parametrize("options", [OPTIONS, make_options(kernel_size=3)], ids=["normalized", "plain"])
+def test_opcheck_local_loss(backend, options):
     logits, _, labels, _ = problem()
-    torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (logits, labels, None, *OPTIONS, backend))
+    torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (logits, labels, None, *options, backend))
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
