@@ -1,0 +1,282 @@
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+"""What the kernels share: tiles of pixels, labels, and the merge of one class over a strip.
+
+A lane owns one column of TH output rows. Its window weights are a tuple of floats that lives in registers through the
+loop over the classes, in which every input row is loaded once at each of its KW shifts and feeds all the output rows
+whose window it is in. A window too large for that (LARGE, with TH = 1) is walked by a plain loop over its taps.
+
+Labels are encoded (`lal_triton.labels`), and they and all other `[N, H, W]` planes are contiguous. Every pointer stands
+at the lane's first pixel. Two tuples keep the signatures short: a `view` of the logits is (pointer, stride_c, stride_h,
+stride_w), and a `site`, from which weights are made, (labels, rstd, window, own, row, col, H, W), where `own` has the
+labels of the lane's own pixels.
+"""
+
+import functools
+
+import triton
+import triton.language as tl
+
+# Sizes and strides vary from batch to batch: a kernel specialised on their divisibility would be compiled again and
+# gain nothing, since no lane loads more than one element at a time.
+kernel = functools.partial(
+    triton.jit,
+    do_not_specialize=(
+        *("H", "W", "C", "stride_n", "stride_c", "stride_h", "out_n", "out_c", "out_h", "out_w"),
+        *("gradient_n", "gradient_h", "gradient_w", "centre_stride"),
+    ),
+    do_not_specialize_on_alignment=(
+        *("logits", "labels", "mean", "rstd", "top", "total", "losses", "gradient", "cost_gradient", "out"),
+        *("class_weight", "window"),
+    ),
+)
+
+VOID = tl.constexpr(-1)
+INVALID = tl.constexpr(-2)
+NO_LABEL = tl.constexpr(-3)
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+TINY = tl.constexpr(1.1754943508222875e-38)
+
+
+@triton.constexpr_function
+def feeds(r, j, KH):
+    """Whether row r of the strip's TH + KH - 1 input rows is in the window of output row j."""
+    return 0 <= r - j < KH
+
+
+@triton.constexpr_function
+def window_weight(WINDOW, KW, i, cc):
+    return WINDOW[i * KW + cc]
+
+
+@triton.constexpr_function
+def slot(r, cc, j, KH, KW, TH):
+    """Where `strip_weights` puts the weight of input (r, cc) for output row j."""
+    before = sum(KW * sum(0 <= r_ - j_ < KH for j_ in range(TH)) for r_ in range(r))
+    fed = [j_ for j_ in range(TH) if 0 <= r - j_ < KH]
+    return before + cc * len(fed) + fed.index(j)
+
+
+@triton.jit
+def place(H, W, KH: tl.constexpr, KW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, G: tl.constexpr):
+    """The program's image, each lane's first row and its column, and whether all windows lie inside the image."""
+    tile = tl.program_id(0)
+    across = tl.cdiv(W, TW)
+    down = tl.cdiv(H, TH * G)
+    n = (tile // across // down).to(tl.int64)
+    row0 = tile // across % down * (TH * G)
+    col0 = tile % across * TW
+    inside_rows = (row0 >= KH // 2) & (row0 + TH * G + KH // 2 <= H)
+    interior = inside_rows & (col0 >= KW // 2) & (col0 + TW + KW // 2 <= W)
+    lane = tl.arange(0, TW * G)
+    return n, row0 + lane // TW * TH, col0 + lane % TW, interior
+
+
+@triton.jit
+def is_inside(row, col, H, W):
+    return (row >= 0) & (row < H) & (col >= 0) & (col < W)
+
+
+@triton.jit
+def lane_offset(row, col, stride_h, stride_w):
+    return row.to(tl.int64) * stride_h + col.to(tl.int64) * stride_w
+
+
+@triton.jit
+def load_own_labels(labels, row, col, H, W, TH: tl.constexpr):
+    """The labels of the lane's own pixels, VOID outside the image."""
+    own = ()
+    for j in tl.static_range(TH):
+        own = own + (tl.load(labels + j * W, mask=is_inside(row + j, col, H, W), other=VOID),)
+    return own
+
+
+@triton.jit
+def load_column(plane, own, W, TH: tl.constexpr):
+    """A plane at the lane's own pixels, 0 at those without a label."""
+    values = ()
+    for j in tl.static_range(TH):
+        values = values + (tl.load(plane + j * W, mask=own[j] >= 0, other=0.0),)
+    return values
+
+
+@triton.jit
+def lane_pivot(mean, own, W, TH: tl.constexpr):
+    """A value near the lane's logits; subtracting it from all of them keeps their common offset out of the sums."""
+    total = tl.zeros_like(own[0]).to(tl.float32)
+    count = total
+    means = load_column(mean, own, W, TH)
+    for j in tl.static_range(TH):
+        usable = (own[j] >= 0) & (tl.abs(means[j]) < float("inf"))
+        total += tl.where(usable, means[j], 0.0)
+        count += tl.where(usable, 1.0, 0.0)
+    return total / tl.maximum(count, 1.0)
+
+
+@triton.jit
+def load_tap(site, view, i, j, pivot, SCALED: tl.constexpr, LOGIT: tl.constexpr):
+    """Of the pixel i rows and j columns on: its label (NO_LABEL if it takes no part), rstd, and own label's logit."""
+    labels, rstd, _, _, row, col, H, W = site
+    label = tl.load(labels + (i * W + j), mask=is_inside(row + i, col + j, H, W), other=NO_LABEL)
+    part = label >= 0
+    scale = tl.zeros_like(label).to(tl.float32)
+    logit = scale
+    if SCALED:
+        scale += tl.load(rstd + (i * W + j), mask=part, other=0.0)
+    else:
+        scale += 1.0
+    if LOGIT:
+        pointer, stride_c, stride_h, stride_w = view
+        pointer += (tl.zeros([], tl.int64) + i) * stride_h + (tl.zeros([], tl.int64) + j) * stride_w
+        logit = tl.load(pointer + label.to(tl.int64) * stride_c, mask=part, other=0.0).to(tl.float32) - pivot
+    return tl.where(part, label, NO_LABEL), scale, logit
+
+
+@triton.jit
+def strip_weights(
+    site,
+    view,
+    pivot,
+    WINDOW: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    TH: tl.constexpr,
+    SCALED: tl.constexpr,
+    LOGIT: tl.constexpr,
+    BY_WEIGHT: tl.constexpr,
+    LARGE: tl.constexpr,
+):
+    """The weights mu w rstd, and of each output row xi and the weighted sum of the logits of the own label."""
+    _, _, window, own, _, _, _, _ = site
+    zero = tl.zeros_like(own[0]).to(tl.float32)
+    weights = ()
+    xi = ()
+    sums = ()
+    if LARGE:
+        count = zero
+        total = zero
+        for t in range(KH * KW):
+            near, scale, x = load_tap(site, view, t // KW - KH // 2, t % KW - KW // 2, pivot, SCALED, LOGIT)
+            w = tl.load(window + t)
+            count += tl.where(near == own[0], w if BY_WEIGHT else 1.0, 0.0)
+            total += tl.where(near == own[0], w * scale, 0.0) * x
+        xi = (count,)
+        sums = (total,)
+    else:
+        for _ in tl.static_range(TH):
+            xi = xi + (zero,)
+            sums = sums + (zero,)
+        for r in tl.static_range(TH + KH - 1):
+            for cc in tl.static_range(KW):
+                near, scale, x = load_tap(site, view, r - KH // 2, cc - KW // 2, pivot, SCALED, LOGIT)
+                new_xi = ()
+                new_sums = ()
+                for j in tl.static_range(TH):
+                    if feeds(r, j, KH):
+                        w = window_weight(WINDOW, KW, r - j, cc)
+                        weight = tl.where(near == own[j], scale * w, 0.0)
+                        weights = weights + (weight,)
+                        new_xi = new_xi + (xi[j] + tl.where(near == own[j], w if BY_WEIGHT else 1.0, 0.0),)
+                        new_sums = new_sums + (sums[j] + weight * x,)
+                    else:
+                        new_xi = new_xi + (xi[j],)
+                        new_sums = new_sums + (sums[j],)
+                xi = new_xi
+                sums = new_sums
+    return weights, xi, sums
+
+
+@triton.jit
+def invert(xi, TH: tl.constexpr):
+    """1 / xi, 0 where nothing was counted."""
+    inverse = ()
+    for j in tl.static_range(TH):
+        inverse = inverse + (tl.where(xi[j] > 0, tl.div_rn(1.0, xi[j]), 0.0),)
+    return inverse
+
+
+@triton.jit
+def logit_units(inverse, sums, TH: tl.constexpr, BOUNDED: tl.constexpr):
+    """The weights' scale, where the sum of a class starts, and f_y.
+
+    With BOUNDED that sum becomes (f_c - f_y) / ln 2, ready for exp2 at no cost; else f_c itself, since subtracting f_y
+    would cost the difference between the two highest of large logits its digits.
+    """
+    scale = ()
+    start = ()
+    own_merged = ()
+    for j in tl.static_range(TH):
+        own_merged = own_merged + (sums[j] * inverse[j],)
+        if BOUNDED:
+            scale = scale + (inverse[j] * LOG2E,)
+            start = start + (-sums[j] * scale[j],)
+        else:
+            scale = scale + (inverse[j],)
+            start = start + (tl.zeros_like(sums[j]),)
+    return scale, start, own_merged
+
+
+@triton.jit
+def scale_weights(weights, scale, KH: tl.constexpr, KW: tl.constexpr, TH: tl.constexpr, LARGE: tl.constexpr):
+    """The weights times the scale of their output row; LARGE windows have no weights, and keep the scale alone."""
+    scaled = ()
+    if LARGE:
+        scaled = scale
+    else:
+        for r in tl.static_range(TH + KH - 1):
+            for cc in tl.static_range(KW):
+                for j in tl.static_range(TH):
+                    if feeds(r, j, KH):
+                        scaled = scaled + (weights[slot(r, cc, j, KH, KW, TH)] * scale[j],)
+    return scaled
+
+
+@triton.jit
+def merge_class(
+    merged,
+    pointer,
+    stride_h,
+    stride_w,
+    weights,
+    pivot,
+    site,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    TH: tl.constexpr,
+    SCALED: tl.constexpr,
+    LARGE: tl.constexpr,
+    INTERIOR: tl.constexpr,
+):
+    """`merged` plus the weighted sum of one class, whose plane has `pointer` at the lane's first pixel."""
+    _, _, window, own, row, col, H, W = site
+    if LARGE:
+        total = tl.zeros_like(merged[0])
+        for t in range(KH * KW):
+            i = t // KW - KH // 2
+            j = t % KW - KW // 2
+            near, scale, _ = load_tap(site, (), i, j, pivot, SCALED, False)
+            same = near == own[0]
+            x = tl.load(pointer + i.to(tl.int64) * stride_h + j.to(tl.int64) * stride_w, mask=same, other=0.0)
+            total += tl.where(same, tl.load(window + t) * scale, 0.0) * (x.to(tl.float32) - pivot)
+        merged = (merged[0] + total * weights[0],)
+    else:
+        for r in tl.static_range(TH + KH - 1):
+            line = pointer + tl.full([], r - KH // 2, tl.int64) * stride_h
+            for cc in tl.static_range(KW):
+                x_ptr = line + tl.full([], cc - KW // 2, tl.int64) * stride_w
+                if INTERIOR:
+                    x = tl.load(x_ptr).to(tl.float32)
+                else:
+                    inside = is_inside(row + (r - KH // 2), col + (cc - KW // 2), H, W)
+                    x = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32)
+                if SCALED:
+                    x -= pivot
+                new = ()
+                for j in tl.static_range(TH):
+                    if feeds(r, j, KH):
+                        new = new + (merged[j] + weights[slot(r, cc, j, KH, KW, TH)] * x,)
+                    else:
+                        new = new + (merged[j],)
+                merged = new
+    return merged

@@ -1,0 +1,65 @@
+"""What the compiler makes of the pinned configurations: nothing spills, nothing is rounded to tf32."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+OPERATIONS = ("moments_fwd", "local_loss_fwd", "local_cost_bwd", "merge_bwd")
+TARGETS = ("sm_80", "sm_90", "gfx942")
+DTYPES = ("float32", "float16", "bfloat16")
+WORKERS = 2
+
+
+def shipped_cases():
+    """Every kernel, kernel size and target, the dtypes taking turns; of K = 7, half a minute each, two targets."""
+    for i, operation in enumerate(OPERATIONS):
+        for j, kernel_size in enumerate((7, 5, 3, 1)):
+            for k, target in enumerate(TARGETS):
+                if operation == "moments_fwd" and kernel_size > 1:
+                    continue  # it is the same for all
+                if kernel_size == 7 and (i + k) % 3 == 0:
+                    continue
+                yield [operation, kernel_size, DTYPES[(i + j + k) % 3], target, {}]
+    plain = {"normalize": False, "window": "uniform"}
+    yield ["local_loss_fwd", 1, "float32", "sm_90", plain]
+    yield ["local_cost_bwd", 1, "bfloat16", "sm_90", plain]
+    yield ["local_cost_bwd", 3, "float32", "sm_90", {"label_smoothing": 0.1, "weighted": True}]
+    yield ["local_loss_fwd", 3, "float32", "sm_90", {"cost": "focal", "normalize": False}]
+    yield ["local_loss_fwd", 11, "float32", "sm_90", {}]
+    yield ["merge_bwd", 11, "float32", "gfx942", {}]
+
+
+def compile_cases(cases):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_kernels.py")
+
+    def run(part):
+        command = [sys.executable, str(script), json.dumps(part)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return [result for part in pool.map(run, (cases[i::WORKERS] for i in range(WORKERS))) for result in part]
+
+
+def test_shipped_configurations_fit_in_registers():
+    cases = list(shipped_cases())
+    results = compile_cases(cases)
+    assert len(results) == len(cases)
+    assert [result for result in results if result["spill"] or result["tf32"]] == []
+
+
+def test_spills_are_seen():
+    starved = [
+        ["merge_bwd", 3, "float32", "sm_90", {"maxnreg": 64}],
+        ["merge_bwd", 3, "float32", "gfx942", {"waves_per_eu": 8}],
+    ]
+    assert all(result["spill"] > 0 for result in compile_cases(starved))
