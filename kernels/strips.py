@@ -255,10 +255,10 @@ def merge_class(
         for t in range(KH * KW):
             i = t // KW - KH // 2
             j = t % KW - KW // 2
-            near, scale, _ = load_tap(site, (), i, j, pivot, SCALED, False)
-            same = near == own[0]
+            tap = load_tap(site, (), i, j, pivot, SCALED, False)
+            same = tap[0] == own[0]
             x = tl.load(pointer + i.to(tl.int64) * stride_h + j.to(tl.int64) * stride_w, mask=same, other=0.0)
-            total += tl.where(same, tl.load(window + t) * scale, 0.0) * (x.to(tl.float32) - pivot)
+            total += tl.where(same, tl.load(window + t) * tap[1], 0.0) * (x.to(tl.float32) - pivot)
         merged = (merged[0] + total * weights[0],)
     else:
         for r in tl.static_range(TH + KH - 1):
