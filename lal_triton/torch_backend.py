@@ -157,7 +157,7 @@ def _sweep(
                 dz = taps.merge_transposed(g, inside)
                 own_pixels = slice(layout.lead + inside.start, layout.lead + inside.stop)
                 if options.normalize:
-                    _unscore(dz, z[own_pixels], rstd[own_pixels])
+                    dz = _unscore(dz, z[own_pixels], rstd[own_pixels])
                 gradient[image, :, first:last] = layout.rows_of(dz).permute(2, 0, 1)
     losses.masked_fill_(labels == INVALID, torch.nan)
     return losses.masked_fill_(~centre_mask(labels, options.stride), 0), gradient
@@ -248,15 +248,16 @@ def _score(
     return used.mul_(rstd[:, None]), rstd
 
 
-def _unscore(dz: Tensor, z: Tensor, rstd: Tensor) -> None:
-    """In place, the gradient of the logits from that of their scores: rstd (dz - z mean(dz z)), less its mean.
+def _unscore(dz: Tensor, z: Tensor, rstd: Tensor) -> Tensor:
+    """The gradient of the logits from that of their scores, rstd (dz - mean(dz) - z mean(dz z)).
 
-    The mean is 0 but for rounding, of dz and of the mean logit, which a large common offset would magnify.
+    The means of dz and z are 0 but for rounding, which a large common offset of the logits would magnify.
     """
-    mean = dz.new_full(dz.shape[1:], 1 / dz.shape[1])
-    dz.addcmul_(z, (dz * z).mv(mean)[:, None], value=-1)
-    shift = dz.mv(mean).mul_(rstd).neg_()
-    torch.addcmul(shift[:, None], dz, rstd[:, None], out=dz)
+    mean = z.mv(z.new_full(z.shape[1:], 1 / z.shape[1]))[:, None]
+    projected = torch.ops.aten.native_layer_norm_backward(
+        dz, z, [z.shape[1]], mean, torch.ones_like(mean), None, None, [True, False, False]
+    )[0]
+    return projected.mul_(rstd[:, None])
 
 
 class _Cost(NamedTuple):
@@ -273,9 +274,9 @@ def _cost(merged: Tensor, xi: Tensor, labels: Tensor, weight: Tensor, options: L
     num_classes = merged.shape[1]
     own = labels.clamp(min=0).long()[:, None]
     inverse = xi.reciprocal()[:, None]
-    shift = merged.gather(1, own) * inverse
+    f = merged.mul_(inverse)
+    f.sub_(f.gather(1, own))
     own_shifted = torch.zeros_like(xi)
-    f = torch.addcmul(-shift, merged, inverse, out=merged)
     if not options.exp_is_bounded(num_classes):
         largest = f.amax(1)
         f.sub_(largest[:, None])
