@@ -37,8 +37,6 @@ _library.define(
     " -> (Tensor norms, Tensor gradient, Tensor factor)"
 )
 
-# ---- prepare
-
 
 def prepare(
     target: Tensor,
@@ -66,9 +64,6 @@ def prepare(
 
 def _prepare_fake(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return target.new_empty(target.shape, dtype=torch.int32), target.new_empty(target.shape, dtype=rest[-1])
-
-
-# ---- local_loss
 
 
 def local_loss(
@@ -119,9 +114,6 @@ def _local_loss_autograd(ctx: Any, gradient: Tensor | None, _: Any) -> tuple[Ten
     if gradient is None:
         return None, *none
     return torch.ops.lal_triton.local_loss_backward(gradient, *ctx.saved_tensors, *ctx.options), *none
-
-
-# ---- power_norms
 
 
 def power_norms(
