@@ -64,11 +64,12 @@ def run_parts(output: Path, scratch: Path, tests: list[Path], dry_run: bool) -> 
     if summary["install"]["rc"] != 0:  # such as setuptools older than pyproject.toml asks for, and no network to get it
         assemble_package(site)
         summary["install"] |= {"by": "copying", "rc": 0}
-    # Most of the time goes to compiling kernels, on many cores if pytest-xdist is there; what only compiles needs no GPU.
+    # Compiling the kernels takes most of the time: on many cores, if pytest-xdist is there, and without the tests that
+    # only compile.
     parallel = ["-n", str(min(8, os.cpu_count() or 1))] if not dry_run and importlib.util.find_spec("xdist") else []
     skipped = f"--ignore={CHECKOUT / 'tests' / 'test_compile.py'}"
-    pytest = ("pytest", "-c", CHECKOUT / "pyproject.toml", "--rootdir", CHECKOUT, skipped, *parallel)
-    summary["tests"] = part("tests", *pytest, *tests)
+    options = ["-c", str(CHECKOUT / "pyproject.toml"), "--rootdir", str(CHECKOUT), skipped, *parallel]
+    summary["tests"] = part("tests", "pytest", *options, *tests)
     tiny = TINY.split() if dry_run else []
     summary["bench"] = part("bench", "lal_triton.cli", "bench", "--output", output, *tiny)
     return summary
