@@ -170,7 +170,7 @@ class _Taps:
         self.labels, self.lead, self.by_weight = flat_labels, layout.lead, options.average == "weight"
         self.uniform = _one_label(flat_labels, layout)
         self.window = like.new_tensor(options.window)
-        self.mirrored = self.window.flip(0)
+        mirrored = self.window.flip(0)
         self.offsets = torch.tensor(
             [i * layout.pitch + j for i in range(options.kernel_height) for j in range(options.kernel_width)],
             device=like.device,
@@ -178,26 +178,28 @@ class _Taps:
         pixels = torch.arange(rows * layout.pitch, device=like.device)
         self.indices = (pixels[:, None] + self.offsets).int()
         self.forward_weights = self.window.repeat(len(pixels), 1)
-        symmetric = torch.equal(self.window, self.mirrored)
-        self.backward_weights = self.forward_weights if symmetric else self.mirrored.repeat(len(pixels), 1)
+        self.backward_weights = self.forward_weights
+        self.buffers = [(self.forward_weights, self.window)]
+        if not torch.equal(self.window, mirrored):
+            self.backward_weights = mirrored.repeat(len(pixels), 1)
+            self.buffers.append((self.backward_weights, mirrored))
         self.mixed = pixels[:0]
 
     def select(self, image: int, pixels: slice) -> None:
         """Sets the weights and xi to those of a band."""
-        self._set_rows(self.window.expand(len(self.mixed), -1), self.mirrored.expand(len(self.mixed), -1))
+        self._set_mixed(torch.ones_like(self.mixed, dtype=torch.bool)[:, None])
         first = pixels.start - self.lead
         self.mixed = (~self.uniform[image, first : pixels.stop - self.lead]).nonzero()[:, 0]
         windows = self.labels[image][(first + self.mixed)[:, None] + self.offsets]
         same = windows == self.labels[image, pixels][self.mixed, None]
-        self._set_rows(same * self.window, same * self.mirrored)
+        self._set_mixed(same)
         counted = self.window if self.by_weight else torch.ones_like(self.window)
         self.xi = counted.sum().repeat(pixels.stop - pixels.start)
         self.xi[self.mixed] = same.to(counted.dtype).mv(counted)
 
-    def _set_rows(self, forward: Tensor, backward: Tensor) -> None:
-        self.forward_weights.index_copy_(0, self.mixed, forward)
-        if self.backward_weights is not self.forward_weights:
-            self.backward_weights.index_copy_(0, self.mixed, backward)
+    def _set_mixed(self, same: Tensor) -> None:
+        for weights, window in self.buffers:
+            weights.index_copy_(0, self.mixed, same * window)
 
     def merge(self, table: Tensor) -> Tensor:
         return self._sum(table, self.forward_weights[: len(self.xi)])
