@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
@@ -97,6 +98,7 @@ def locally_adaptive_loss(
         focal_alpha=focal_alpha,
         focal_gamma=focal_gamma,
         label_smoothing=label_smoothing,
+        align_corners=align_corners,
     )
     return evaluate(
         logits,
@@ -133,7 +135,7 @@ def cross_entropy(
     It differs from it where no pixel is valid (0 instead of NaN), in the default `ignore_index`, and in that the loss
     of half-precision logits is float32. Arguments and errors are those of `locally_adaptive_loss`.
     """
-    options = make_options(label_smoothing=label_smoothing)
+    options = make_options(label_smoothing=label_smoothing, align_corners=align_corners)
     return evaluate(
         logits,
         target,
@@ -167,7 +169,7 @@ def focal_loss(
 
     Lin et al., arXiv 1708.02002, in its multi-class form. Arguments and errors are those of `locally_adaptive_loss`.
     """
-    options = make_options(cost="focal", focal_alpha=alpha, focal_gamma=gamma)
+    options = make_options(cost="focal", focal_alpha=alpha, focal_gamma=gamma, align_corners=align_corners)
     return evaluate(
         logits,
         target,
@@ -237,6 +239,7 @@ def evaluate(
     validation.check_sizes(logits, target, upsample)
     backend = choose_backend(backend, logits.device.type, logits.dtype)
     _warn_of_two_classes(logits, options)
+    logits = _shrink(logits, target.shape[1:], options.align_corners)
 
     def prepare(weight: Tensor | None) -> tuple[Tensor, Tensor]:
         return torch.ops.lal_triton.prepare(
@@ -269,6 +272,17 @@ def evaluate(
     if reduction == "none":
         return (losses * omega)[:, :: options.stride, :: options.stride]
     return pooling.pool_norms(pooling.power_norm(losses, omega, p), mass, reduction, p, pool)
+
+
+def _shrink(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
+    """The logits at a size that nowhere exceeds `size`; what is left to do is upsampling, in the backends.
+
+    Bilinear interpolation goes axis by axis, so that those that shrink can go first, into less memory than the logits.
+    """
+    smaller = [min(low, high) for low, high in zip(logits.shape[2:], size, strict=True)]
+    if smaller == list(logits.shape[2:]):
+        return logits
+    return F.interpolate(logits.to(loss_dtype(logits)), smaller, mode="bilinear", align_corners=align_corners)
 
 
 def _warn_of_two_classes(logits: Tensor, options: LocalLoss) -> None:

@@ -79,6 +79,7 @@ class LocallyAdaptiveLoss(_Loss):
             "focal_alpha": focal_alpha,
             "focal_gamma": focal_gamma,
             "label_smoothing": label_smoothing,
+            "align_corners": align_corners,
         }
         pooled = {
             "ignore_index": ignore_index,
@@ -107,7 +108,7 @@ class CrossEntropyLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = {"label_smoothing": label_smoothing}
+        local = {"label_smoothing": label_smoothing, "align_corners": align_corners}
         pooled = {
             "ignore_index": ignore_index,
             "reduction": reduction,
@@ -134,7 +135,7 @@ class FocalLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = {"cost": "focal", "focal_alpha": alpha, "focal_gamma": gamma}
+        local = {"cost": "focal", "focal_alpha": alpha, "focal_gamma": gamma, "align_corners": align_corners}
         pooled = {
             "ignore_index": ignore_index,
             "reduction": reduction,

@@ -17,7 +17,7 @@ from lal_triton.options import LocalLoss, loss_dtype
 
 _OPTIONS = (
     "float[] window, int kernel_height, int kernel_width, int stride, str average, bool normalize, float eps, "
-    "str cost, float focal_alpha, float focal_gamma, float label_smoothing"
+    "str cost, float focal_alpha, float focal_gamma, float label_smoothing, bool align_corners"
 )
 _library = torch.library.Library("lal_triton", "DEF")
 _library.define(

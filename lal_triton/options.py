@@ -34,6 +34,7 @@ class LocalLoss(NamedTuple):
     focal_alpha: float
     focal_gamma: float
     label_smoothing: float
+    align_corners: bool  # of the bilinear interpolation, where the labels' size is not that of the logits
 
     def exp_is_bounded(self, num_classes: int) -> bool:
         """Whether exp(f_c - f_y) stays inside float32 without subtracting a maximum.
@@ -57,6 +58,7 @@ def make_options(
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
     label_smoothing: float = 0.0,
+    align_corners: bool = False,
 ) -> LocalLoss:
     """The record of checked options; the defaults are plain cross-entropy."""
     height, width = validation.check_kernel_size(kernel_size)
@@ -76,6 +78,7 @@ def make_options(
         focal_alpha=validation.check_number("focal_alpha", focal_alpha, low=0),
         focal_gamma=validation.check_number("focal_gamma", focal_gamma, low=0),
         label_smoothing=validation.check_number("label_smoothing", label_smoothing, low=0, high=1),
+        align_corners=bool(align_corners),
     )
 
 

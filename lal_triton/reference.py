@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from lal_triton.labels import INVALID, VOID, centre_mask
-from lal_triton.options import LocalLoss
+from lal_triton.options import LocalLoss, loss_dtype
 
 
 def standard_score(logits: torch.Tensor, eps: float) -> torch.Tensor:
@@ -54,9 +54,13 @@ def local_cost(
 def local_loss(
     logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, options: LocalLoss
 ) -> torch.Tensor:
-    """The map of per-pixel losses `[N, H, W]`: 0 at void and between centres, NaN at labels out of range."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    """The map of per-pixel losses `[N, H, W]`: 0 at void and between centres, NaN at labels out of range.
+
+    Logits of another size than the labels are interpolated bilinearly.
+    """
+    logits = logits.to(loss_dtype(logits))
+    if logits.shape[2:] != labels.shape[1:]:
+        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=options.align_corners)
     cost = local_cost(merge(logits, labels, options), labels, weight, options)
     cost = torch.where(labels == INVALID, torch.nan, cost)
     return torch.where(centre_mask(labels, options.stride), cost, 0)

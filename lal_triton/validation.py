@@ -121,17 +121,10 @@ def _check_real(name: str, tensor: Any) -> None:
 
 
 def check_sizes(logits: torch.Tensor, target: torch.Tensor, upsample: str | None) -> None:
-    if upsample is not None:
-        check_choice("upsample", upsample, ("bilinear",))
+    check_choice("upsample", upsample, ("bilinear", None))
     found, expected = list(target.shape[-2:]), list(logits.shape[-2:])
-    if found == expected:
-        return
-    if upsample is None:
+    if upsample is None and found != expected:
         raise ValueError(f"target has the size {found}, expected that of logits, {expected}, since upsample=None")
-    raise NotImplementedError(
-        f"target has the size {found}, expected that of logits, {expected}: upsampling inside the loss is not "
-        "implemented yet; call torch.nn.functional.interpolate first"
-    )
 
 
 def check_weight_values(name: str, weight: torch.Tensor | None) -> None:
