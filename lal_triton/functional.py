@@ -260,8 +260,7 @@ def evaluate(
         if weight is not None and options.label_smoothing > 0:
             class_weight, omega = weight.detach(), prepare(None)[1]  # the weights stand inside the cost's two terms
 
-    fused = backend == "torch" and logits.dtype in (torch.float32, torch.float64)
-    if fused and reduction != "none" and logits.requires_grad and torch.is_grad_enabled():
+    if backend == "torch" and reduction != "none" and logits.requires_grad and torch.is_grad_enabled():
         norms = torch.ops.lal_triton.power_norms(logits, labels, class_weight, omega, p, *options)[0]
         return pooling.pool_norms(norms, mass, reduction, p, pool)
 

@@ -130,12 +130,12 @@ def power_norms(
 
 def _power_norms_fake(logits: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     norms = logits.new_empty(logits.shape[0], dtype=loss_dtype(logits))
-    return norms, torch.empty_like(logits), norms.new_empty(logits.shape[0], logits.shape[2])
+    return norms, torch.empty_like(logits, dtype=norms.dtype), norms.new_empty(logits.shape[0], logits.shape[2])
 
 
 def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output[1:])
-    ctx.num_inputs = len(inputs)
+    ctx.num_inputs, ctx.dtype = len(inputs), inputs[0].dtype
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # zeros for the other outputs would be of the logits' size
 
@@ -145,7 +145,8 @@ def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[T
     if gradient is None:
         return None, *none
     unscaled, factor = ctx.saved_tensors
-    return unscaled * (factor * gradient[:, None])[:, None, :, None], *none
+    scaled = unscaled * (factor * gradient[:, None])[:, None, :, None]
+    return scaled.to(ctx.dtype), *none
 
 
 for _name, _implementation, _fake in (
