@@ -15,19 +15,22 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    return _peak_of_host_allocator(run)
+    return allocations(run)[1]
 
 
-def _peak_of_host_allocator(run: Callable[[], object]) -> int:
-    """The CPU allocator keeps no statistics, but reports to the profiler whoever calls it, custom ops included."""
+def allocations(run: Callable[[], object]) -> tuple[int, int]:
+    """The largest single allocation on the CPU and the peak of what is live, in bytes.
+
+    The CPU allocator keeps no statistics, but reports to the profiler whoever calls it, custom ops included.
+    """
     with _stderr_muted(), torch.autograd.profiler.profile(profile_memory=True) as profiler:
         run()
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
+    live = peak = largest = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+        peak, largest = max(peak, live), max(largest, event.nbytes())
+    return largest, peak
 
 
 @contextlib.contextmanager

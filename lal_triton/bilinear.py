@@ -20,7 +20,7 @@ class Axis(NamedTuple):
 
     low: int
     high: int
-    index: Tensor  # [high], the lower of the two low-resolution pixels
+    lower: Tensor  # [high], the lower of the two low-resolution pixels
     fraction: Tensor  # [high], the weight of the upper one, float64
     span: int  # the most low-resolution pixels that the windows of a tile reach
     base: Tensor  # [tiles], the first of them
@@ -43,15 +43,15 @@ class Axis(NamedTuple):
     def weights(self, slots: int) -> Tensor:
         """`[high, slots]`, the weight of low-resolution pixel i at slot i mod `slots`, float64."""
         weights = self.fraction.new_zeros(self.high, slots)
-        weights.scatter_(1, (self.index % slots)[:, None], (1 - self.fraction)[:, None])
-        upper = self.index.add(1).clamp(max=self.low - 1)
+        weights.scatter_(1, (self.lower % slots)[:, None], (1 - self.fraction)[:, None])
+        upper = self.lower.add(1).clamp(max=self.low - 1)
         return weights.scatter_add_(1, (upper % slots)[:, None], self.fraction[:, None])
 
     def square_weights(self) -> tuple[Tensor, Tensor]:
         """`[high, low]` each: the squared weights, and the product of a pixel's two weights at the lower one."""
         weights = self.weights(self.low)
         products = torch.zeros_like(weights)
-        products.scatter_(1, self.index[:, None], (self.fraction * (1 - self.fraction))[:, None])
+        products.scatter_(1, self.lower[:, None], (self.fraction * (1 - self.fraction))[:, None])
         return weights.square(), products
 
     def frames(self) -> Tensor:
@@ -69,11 +69,16 @@ class Source(NamedTuple):
     right: Tensor  # <x, x to the right>
     below: Tensor
     diagonal: Tensor  # of the cell below and to the right, the sum of both its diagonals
+    bad: Tensor | None  # [h, w], 1 where a logit is not finite (there x is 0), if there is such a pixel
 
 
 def read(logits: Tensor, normalize: bool) -> Source:
     """Of `[C, h, w]` logits. Float64 sums: the Gram form of the variance cancels where neighbours do."""
     num_classes, height, width = logits.shape
+    bad = ~logits.isfinite().all(0)
+    any_bad = bool(bad.any())
+    if any_bad:
+        logits = logits.masked_fill(bad, 0)
     centred = torch.empty(height, width, num_classes, dtype=loss_dtype(logits), device=logits.device)
     planes = centred.new_zeros(4, height, width, dtype=torch.float64)
     rows = max(1, _CHUNK_ELEMENTS // (num_classes * width))
@@ -81,7 +86,7 @@ def read(logits: Tensor, normalize: bool) -> Source:
     for first in range(0, height, rows):
         last = min(first + rows, height)
         x = logits[:, first : last + 1].permute(1, 2, 0).double()
-        x -= torch.matmul(x, mean)[..., None]
+        x = x - torch.matmul(x, mean)[..., None]
         centred[first:last] = x[: last - first]
         if normalize:
             x, y = x[: last - first], x[1:]
@@ -90,5 +95,10 @@ def read(logits: Tensor, normalize: bool) -> Source:
             part[1, :, :-1] = torch.linalg.vecdot(x[:, :-1], x[:, 1:])
             part[2, : len(y)] = torch.linalg.vecdot(x[: len(y)], y)
             cells = part[3, : len(y), :-1]
-            torch.add(torch.linalg.vecdot(x[: len(y), :-1], y[:, 1:]), torch.linalg.vecdot(x[: len(y), 1:], y[:, :-1]), out=cells)
-    return Source(centred, *planes)
+            torch.add(
+                torch.linalg.vecdot(x[: len(y), :-1], y[:, 1:]),
+                torch.linalg.vecdot(x[: len(y), 1:], y[:, :-1]),
+                out=cells,
+            )
+    own, right, below, diagonal = planes
+    return Source(centred, own, right, below, diagonal, bad.to(centred.dtype) if any_bad else None)

@@ -1,8 +1,12 @@
 """The losses as functions. Equation numbers are those of Guo et al., arXiv 1802.08290.
 
-Shared by all of them: `logits` `[N, C, H, W]` in float32, float16, bfloat16 or float64; `target` `[N, H, W]` in uint8,
+Shared by all of them: `logits` `[N, C, h, w]` in float32, float16, bfloat16 or float64; `target` `[N, H, W]` in uint8,
 int8, int16, int32 or int64, with labels in [0, C) or `ignore_index`; `weight` `[C]` and `pixel_weight` `[N, H, W]` are
 non-negative constants. The loss is float32 (float64 for float64 logits), the gradient has the dtype of the logits.
+
+Where (h, w) is not (H, W) the logits are interpolated inside the loss, by default: value and gradient are those of
+`F.interpolate(logits, (H, W), mode="bilinear", align_corners=align_corners)` and then the loss, at any ratio, but the
+upsampled logits never exist as a whole. Pass a network's stride-4 or stride-8 logits as they are.
 
 Bad input raises a ValueError or TypeError that names the argument. Values (labels, weights) are checked on the CPU; on
 a GPU, where reading them would stall the device, a label out of range makes its pixel's loss NaN.
@@ -58,7 +62,7 @@ def locally_adaptive_loss(
     4. Pooling (Eq. 5): ((1/M) sum_p L(p)^p)^(1/p) per image, then the mean over images with a valid pixel.
 
     Args:
-        logits: `[N, C, H, W]`.
+        logits: `[N, C, h, w]`.
         target: `[N, H, W]`, integer labels.
         kernel_size: odd, or a pair of odd numbers (height, width).
         window: "chessboard" (w = 2^(1 - D8)), "uniform" (w = 1), or `[Kh, Kw]` weights >= 0 with a positive centre. A
@@ -78,8 +82,8 @@ def locally_adaptive_loss(
         pool: "image", or "batch" to pool the pixels of all images at once.
         pooling_ratio, pooling_norm: of "max_pooling".
         ignore_index: the void label; it takes no part in any window.
-        upsample, align_corners: sizes of `logits` and `target` that differ are not implemented yet, with
-            `upsample=None` refused.
+        upsample: "bilinear" interpolates logits of another size than the target's, None refuses them.
+        align_corners: of that interpolation, as in F.interpolate.
         process_group: not implemented yet.
         backend: "auto" (Triton on a GPU, else torch), "torch", "triton" (raises where it cannot run), or "reference"
             (plain differentiable torch, slow, for checking).
@@ -237,9 +241,10 @@ def evaluate(
     validation.check_pooling(reduction, pool, process_group)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, upsample)
-    backend = choose_backend(backend, logits.device.type, logits.dtype)
     _warn_of_two_classes(logits, options)
     logits = _shrink(logits, target.shape[1:], options.align_corners)
+    upsampled = logits.shape[2:] != target.shape[1:]
+    backend = choose_backend(backend, logits.device.type, logits.dtype, upsampled)
 
     def prepare(weight: Tensor | None) -> tuple[Tensor, Tensor]:
         return torch.ops.lal_triton.prepare(

@@ -30,7 +30,7 @@ class _Loss(nn.Module):
         self._shown = {name: value for name, value in (local | pooled).items() if value is not None}
 
     def forward(self, logits: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-        """The loss of `[N, C, H, W]` logits and a `[N, H, W]` integer target, with optional `[N, H, W]` weights."""
+        """The loss of `[N, C, h, w]` logits and a `[N, H, W]` integer target, with optional `[N, H, W]` weights."""
         return functional.evaluate(
             logits, target, self.options, weight=self.weight, pixel_weight=pixel_weight, **self.pooled
         )

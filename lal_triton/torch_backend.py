@@ -1,7 +1,7 @@
 """The loss in torch operations and bounded memory, with a hand-derived gradient: for CPUs, and float64 anywhere.
 
-An image is walked in bands of rows, with the classes as the last dimension of everything: here at full resolution, where
-the merge sums rows of standard scores, and in `torch_upsampling` where the labels are finer than the logits.
+An image is walked in bands of rows, with the classes as the last dimension of everything: here at full resolution,
+where the merge sums rows of standard scores, and in `torch_upsampling` where the labels are finer than the logits.
 """
 
 import torch

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lal_triton.options import LocalLoss
 
+
 class Cost(NamedTuple):
     losses: Tensor  # [P]
     exp: Tensor  # [P, C], softmax x total

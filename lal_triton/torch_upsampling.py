@@ -1,9 +1,10 @@
 """The torch backend where the labels are finer than the logits: no upsampled logits beyond one band of rows.
 
-A merged pixel is a mixture of few low-resolution ones, f(p) = sum_i A(p, i) x(i), with A = M diag(rstd) B for the masked
-window M and the bilinear weights B. A does not depend on the class: it is the merge of rows of B, as the full-resolution
-merge is one of rows of scores. What has a class dimension is a batch of small matrix products between a tile's pixels
-and its frame of low-resolution ones. The gradient by the variance of the pixels goes through the Gram planes.
+A merged pixel is a mixture of few low-resolution ones, f(p) = sum_i A(p, i) x(i), with A = M diag(rstd) B for the
+masked window M and the bilinear weights B. A does not depend on the class: it is the merge of rows of B, as the
+full-resolution merge is one of rows of scores. What has a class dimension is a batch of small matrix products between
+a tile's pixels and its frame of low-resolution ones. The variance of an interpolated pixel, and its gradient, come from
+the inner products of neighbouring low-resolution ones (their Gram planes).
 """
 
 import torch
@@ -17,7 +18,7 @@ from lal_triton.torch_cost import cost_gradient, local_cost
 from lal_triton.torch_pooling import Derivative
 from lal_triton.torch_windows import Layout, Taps
 
-_BAND_ELEMENTS = 2**19  # of a band's upsampled logits
+_BAND_ELEMENTS = 2**20  # of a band's upsampled logits
 
 
 def sweep(
@@ -57,6 +58,12 @@ def sweep(
             frames = source.logits.flatten(0, 1)[band.frames]
             f = torch.bmm(mixture, frames).flatten(0, 1)
             cost = local_cost(f, band.to_tiles(flat_labels[image, own]).flatten(), class_weight, options)
+            if source.bad is not None:
+                holds = (mixture != 0).to(f.dtype)
+                spoiled = torch.bmm(holds, source.bad.flatten()[band.frames][..., None]) > 0
+                cost.losses.masked_fill_(spoiled.flatten(), torch.nan)
+                if total is not None:
+                    total.spoil(band, torch.bmm(holds.transpose(1, 2), spoiled.to(f.dtype)))
             last = min(band.first + band_rows, height)
             losses[image, band.first : last] = layout.rows_of(band.to_pixels(cost.losses))[: last - band.first]
             if total is None or derivative is None or flat_omega is None:
@@ -121,7 +128,7 @@ class _Band:
         weights, columns = self.weights, self.columns
         rstd = weights.new_ones(len(weights), self.layout.pitch)
         if options.normalize:
-            own, right, below, diagonal = (plane[self.low_rows] for plane in source[1:])
+            own, right, below, diagonal = (plane[self.low_rows] for plane in source[1:5])
             same_column = self.squares @ own + 2 * (self.products @ below)
             next_column = self.squares @ right + self.products @ diagonal
             norm = same_column @ columns.squares.T + 2 * (next_column @ columns.products.T)
@@ -151,6 +158,7 @@ class _Total:
         self.gradient = torch.zeros_like(source.logits)
         self.gram = source.own.new_zeros(4, *source.own.shape)
         self.scale = source.logits.new_zeros(len(source.logits))
+        self.spoiled = torch.zeros_like(source.own, dtype=torch.bool)
 
     def rescale(self, band: _Band, scale: Tensor) -> None:
         """Makes the scale of the band's rows the largest so far; `factor` brings the band itself to it."""
@@ -165,9 +173,15 @@ class _Total:
 
     def add_gradient(self, band: _Band, parts: Tensor) -> None:
         """Adds what each tile has for its frame, `[tiles, frame, C]`."""
-        parts = F.embedding_bag(band.order, parts.flatten(0, 1), band.offsets, mode="sum")
-        part = parts.unflatten(0, (-1, self.gradient.shape[1]))
-        self.gradient[band.low_rows].addcmul_(part, self.factor[:, None, None])
+        self.gradient[band.low_rows].addcmul_(self._fold(band, parts), self.factor[:, None, None])
+
+    def spoil(self, band: _Band, parts: Tensor) -> None:
+        """Marks the pixels whose gradient is not finite, those with a positive part in `[tiles, frame, 1]`."""
+        self.spoiled[band.low_rows] |= self._fold(band, parts)[..., 0] > 0
+
+    def _fold(self, band: _Band, parts: Tensor) -> Tensor:
+        folded = F.embedding_bag(band.order, parts.flatten(0, 1), band.offsets, mode="sum")
+        return folded.unflatten(0, (-1, self.gradient.shape[1]))
 
     def add_variance_gradient(self, band: _Band, slope: Tensor) -> None:
         """Adds the gradient by the squared norms of the band's pixels, carried to the Gram planes."""
@@ -184,6 +198,8 @@ class _Total:
         gradient = self.gradient.mul_(factor[:, None, None])
         if normalize:
             gradient += _neighbours(self.source.logits, self.gram * factor[:, None])
+        if self.source.bad is not None:
+            gradient[self.spoiled] = torch.nan
         return gradient.permute(2, 0, 1), largest
 
 
@@ -204,9 +220,8 @@ def _neighbours(x: Tensor, gram: Tensor) -> Tensor:
         (-1, 1): diagonal[before, here],
     }
     row, column = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
-    indices = [
-        (row + i).clamp(0, height - 1) * width + (column + j).clamp(0, width - 1) for i, j in taps  # 0 x itself outside
-    ]
-    indices, weights = torch.stack(indices, -1).flatten(0, 1), torch.stack(list(taps.values()), -1).flatten(0, 1)
-    merged = F.embedding_bag(indices, x.flatten(0, 1), mode="sum", per_sample_weights=weights)
+    # beyond the image the weights are 0
+    indices = [(row + i).clamp(0, height - 1) * width + (column + j).clamp(0, width - 1) for i, j in taps]
+    bags, weights = (torch.stack(planes, -1).flatten(0, 1) for planes in (indices, list(taps.values())))
+    merged = F.embedding_bag(bags, x.flatten(0, 1), mode="sum", per_sample_weights=weights)
     return merged.view_as(x)
