@@ -1,8 +1,16 @@
-"""What is measured: every loss of the comparison at every kernel size, and again at other image sizes."""
+"""What is measured: every loss of the comparison at every kernel size, and again at other image sizes.
 
+With ratios of upsampling, the logits are smaller than the labels: our losses take them as they are, the peers after
+F.interpolate. The sweep over image sizes is then one of memory.
+"""
+
+from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import torch
+
+NOT_QUICK = "left out by --quick"
 
 
 class Settings(NamedTuple):
@@ -11,10 +19,12 @@ class Settings(NamedTuple):
     backends: tuple[str, ...]  # of our loss
     kernel_sizes: tuple[int, ...]
     batch_size: int
-    num_classes: int
+    num_classes: tuple[int, ...]
     size: int  # side of the square crop at which all kernel sizes are compared
     sweep: tuple[int, ...]  # further sides, at one kernel size
     quick: bool
+    ratios: tuple[int, ...] = ()  # of the labels' side to that of the logits; none: the comparison at full resolution
+    memory_limit: int | None = None  # bytes; a peer that needs more is not run
 
     @property
     def sweep_kernel_size(self) -> int:
@@ -22,17 +32,26 @@ class Settings(NamedTuple):
 
 
 class Case(NamedTuple):
-    name: str  # "copy" | "cross_entropy" | "lal" | "shift_add" | "unfold"
-    backend: str | None  # of our loss, else None
+    name: str  # "copy" | "cross_entropy" | "own_cross_entropy" | "own_focal" | "lal" | "shift_add" | "unfold"
+    backend: str | None  # of our losses, else None
     compiled: bool
     kernel_size: int | None
-    size: int
+    size: int  # of the labels
     dtype: torch.dtype
+    batch_size: int
+    num_classes: int
     skipped: str | None = None
+    upsampling: int = 1
+    once: bool = False  # one repeat, where memory is what matters
 
     @property
     def label(self) -> str:
         return loss_label(self.name, self.backend, self.compiled)
+
+    @property
+    def full_bytes(self) -> int:
+        """Of logits at the resolution of the labels."""
+        return self.batch_size * self.num_classes * self.size**2 * self.dtype.itemsize
 
 
 def loss_label(name: str, backend: str | None, compiled: bool) -> str:
@@ -40,6 +59,8 @@ def loss_label(name: str, backend: str | None, compiled: bool) -> str:
     known = {
         "copy": "copy of the logits",
         "cross_entropy": "F.cross_entropy",
+        "own_cross_entropy": f"lal_triton CE ({backend})",
+        "own_focal": f"lal_triton focal ({backend})",
         "lal": f"lal_triton ({backend})",
         "shift_add": "LAL by shift-and-add",
         "unfold": "LAL by F.unfold",
@@ -48,18 +69,56 @@ def loss_label(name: str, backend: str | None, compiled: bool) -> str:
 
 
 def plan(settings: Settings) -> list[Case]:
+    return list(plan_upsampled(settings)) if settings.ratios else plan_full_resolution(settings)
+
+
+def plan_full_resolution(settings: Settings) -> list[Case]:
     """In the order of running: what takes minutes to compile comes last."""
     cases, slow = [], []
-    not_quick = "left out by --quick" if settings.quick else None
-    for dtype in settings.dtypes:
+    not_quick = NOT_QUICK if settings.quick else None
+    for dtype, num_classes in product(settings.dtypes, settings.num_classes):
         for size in dict.fromkeys((settings.size, *settings.sweep)):
             at_headline = size == settings.size
-            cases.append(Case("copy", None, False, None, size, dtype))
-            cases.append(Case("cross_entropy", None, False, None, size, dtype))
-            cases.append(Case("cross_entropy", None, True, None, size, dtype, None if at_headline else not_quick))
+            at = (size, dtype, settings.batch_size, num_classes)
+            cases.append(Case("copy", None, False, None, *at))
+            cases.append(Case("cross_entropy", None, False, None, *at))
+            cases.append(Case("cross_entropy", None, True, None, *at, None if at_headline else not_quick))
             for k in settings.kernel_sizes if at_headline else (settings.sweep_kernel_size,):
-                cases += [Case("lal", backend, False, k, size, dtype) for backend in settings.backends]
-                cases += [Case(name, None, False, k, size, dtype) for name in ("shift_add", "unfold")]
+                cases += [Case("lal", backend, False, k, *at) for backend in settings.backends]
+                cases += [Case(name, None, False, k, *at) for name in ("shift_add", "unfold")]
                 if at_headline:
-                    slow.append(Case("shift_add", None, True, k, size, dtype, not_quick))
+                    slow.append(Case("shift_add", None, True, k, *at, not_quick))
     return cases + slow
+
+
+def plan_upsampled(settings: Settings) -> Iterator[Case]:
+    """Times at `settings.size`, then memory against the size for one image with the most classes."""
+    for dtype in settings.dtypes:
+        for ratio, num_classes in product(settings.ratios, settings.num_classes):
+            at = (settings.size, dtype, settings.batch_size, num_classes)
+            yield from upsampled_losses(
+                settings, settings.kernel_sizes, Case("copy", None, False, None, *at, None, ratio)
+            )
+        for size in settings.sweep:
+            at = (size, dtype, 1, max(settings.num_classes))
+            case = Case("copy", None, False, None, *at, None, settings.ratios[0], once=True)
+            yield from upsampled_losses(settings, (settings.sweep_kernel_size,), case)
+
+
+def upsampled_losses(settings: Settings, kernel_sizes: tuple[int, ...], case: Case) -> Iterator[Case]:
+    """Every loss at the sizes of `case`."""
+    yield case
+    yield case._replace(name="cross_entropy")
+    yield case._replace(
+        name="cross_entropy", compiled=True, skipped=NOT_QUICK if settings.quick and case.once else None
+    )
+    for backend in settings.backends:
+        for name in ("own_cross_entropy", "own_focal"):
+            yield case._replace(name=name, backend=backend)
+        for k in kernel_sizes:
+            yield case._replace(name="lal", backend=backend, kernel_size=k)
+    for k in kernel_sizes:
+        slow = (
+            settings.quick and not case.once and (k, case.num_classes) != (min(kernel_sizes), min(settings.num_classes))
+        )
+        yield case._replace(name="unfold", kernel_size=k, skipped=NOT_QUICK if slow else None)

@@ -3,6 +3,7 @@
 Both need a valid pixel in every image, which the scenes of the benchmark have.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-5
+
+
+def upsampled(loss: Callable[[Tensor], Tensor], size: torch.Size) -> Callable[[Tensor], Tensor]:
+    """The usual recipe where the logits are smaller than the labels."""
+
+    def upsample_first(logits: Tensor) -> Tensor:
+        return loss(F.interpolate(logits, size, mode="bilinear", align_corners=False))
+
+    return upsample_first
 
 
 def unfold_lal(logits: Tensor, target: Tensor, kernel_size: int = 5, p: float = 3.0, ignore_index: int = 255) -> Tensor:

@@ -13,15 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lal_triton.benchmarks import environment, peers
+from lal_triton.benchmarks.capacity import GIB, bytes_needed
 from lal_triton.benchmarks.cases import Case, Settings, plan
 from lal_triton.benchmarks.memory import peak_bytes
 from lal_triton.benchmarks.network import predict
 from lal_triton.benchmarks.scenes import VOID, Scene, make_batch
 from lal_triton.benchmarks.timing import Effort, Timing, time_copy, time_step
-from lal_triton.functional import locally_adaptive_loss
+from lal_triton.functional import cross_entropy, focal_loss, locally_adaptive_loss
 
 P = 3.0  # the Minkowski exponent that the paper found best
 PHASES = ("forward", "backward", "step")
+ONCE = Effort(seconds=0, fewest=1, most=1)
 EFFORTS = {  # by device and --quick
     ("cpu", False): Effort(seconds=1.5, fewest=3, most=50),
     ("cpu", True): Effort(seconds=0.3, fewest=2, most=5),
@@ -30,13 +32,17 @@ EFFORTS = {  # by device and --quick
 }
 
 Row = dict[str, Any]
-Examples = list[tuple[np.ndarray, np.ndarray]]  # logits and labels of whole images
+Scenes = dict[int, list[Scene]]  # by the number of classes
+Examples = dict[int, list[tuple[np.ndarray, np.ndarray]]]  # logits and labels of the scenes
 
 
-def run(settings: Settings, scenes: list[Scene], path: Path) -> None:
+def run(settings: Settings, scenes: Scenes, path: Path) -> None:
     """Writes the results after each case, so that an interrupted run leaves what it has."""
-    described = environment.describe(settings.device)
-    examples = [(predict(*scene, settings.num_classes), scene.labels) for scene in scenes]
+    described = environment.describe(settings.device) | {"memory_limit_bytes": settings.memory_limit}
+    examples = {
+        num_classes: [(predict(*scene, num_classes), scene.labels) for scene in scenes[num_classes]]
+        for num_classes in settings.num_classes
+    }
     rows: list[Row] = []
     write_results(path, described, rows)
     with tqdm(plan(settings), unit="case", dynamic_ncols=True, disable=None) as progress:
@@ -57,14 +63,21 @@ def measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
         "backend": case.backend,
         "compiled": case.compiled,
         "kernel_size": case.kernel_size,
-        "batch_size": settings.batch_size,
-        "num_classes": settings.num_classes,
+        "batch_size": case.batch_size,
+        "num_classes": case.num_classes,
         "height": case.size,
         "width": case.size,
+        "upsampling": case.upsampling,
         "dtype": str(case.dtype).removeprefix("torch."),
-        "logits_bytes": settings.batch_size * settings.num_classes * case.size**2 * case.dtype.itemsize,
+        "logits_bytes": case.full_bytes // case.upsampling**2,
+        "full_bytes": case.full_bytes,
+        "needed_bytes": None,
     }
     skipped = case.skipped
+    needed = bytes_needed(case)
+    if skipped is None and settings.memory_limit is not None and needed > settings.memory_limit:
+        shared["needed_bytes"] = needed
+        skipped = f"does not fit: needs {needed / GIB:.1f} GiB of {settings.memory_limit / GIB:.1f} GiB"
     if skipped is None:
         try:
             return [shared | row for row in _measure(case, settings, examples)]
@@ -75,10 +88,10 @@ def measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
 
 
 def _measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
-    logits, target = make_batch(examples, settings.batch_size, case.size)
+    logits, target = make_batch(examples[case.num_classes], case.batch_size, case.size, case.upsampling)
     logits = logits.to(settings.device, case.dtype).requires_grad_()
     target = target.to(settings.device)
-    effort = EFFORTS[settings.device.type, settings.quick]
+    effort = ONCE if case.once else EFFORTS[settings.device.type, settings.quick]
     if case.name == "copy":
         return [_row("copy", time_copy(logits, effort))]
 
@@ -118,11 +131,17 @@ def loss_function(case: Case, target: Tensor) -> Callable[[Tensor], Tensor]:
         return functools.partial(
             locally_adaptive_loss, target=target, kernel_size=case.kernel_size, p=P, backend=case.backend
         )
+    if case.backend:
+        if case.name == "own_focal":
+            return functools.partial(focal_loss, target=target, backend=case.backend)
+        return functools.partial(cross_entropy, target=target, backend=case.backend)
     if case.name == "cross_entropy":
         loss = functools.partial(F.cross_entropy, target=target, ignore_index=VOID)
     else:
         peer = {"unfold": peers.unfold_lal, "shift_add": peers.shift_add_lal}[case.name]
         loss = functools.partial(peer, target=target, kernel_size=case.kernel_size, p=P, ignore_index=VOID)
+    if case.upsampling > 1:
+        loss = peers.upsampled(loss, target.shape[1:])
     if not case.compiled:
         return loss
     torch.compiler.reset()  # each case is compiled for its own shape, and earlier ones must not exhaust the limit

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 VOID = 255
@@ -34,26 +35,38 @@ def outline(instances: np.ndarray) -> np.ndarray:
 
 
 def make_batch(
-    examples: list[tuple[np.ndarray, np.ndarray]], batch_size: int, size: int, seed: int = 0
+    examples: list[tuple[np.ndarray, np.ndarray]], batch_size: int, size: int, ratio: int = 1, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Different square crops of (logits `[C, H, W]`, labels `[H, W]`): `[N, C, size, size]` and `[N, size, size]`."""
+    """Different square crops of (logits `[C, H, W]`, labels `[H, W]`).
+
+    `[N, C, size / ratio, size / ratio]` and `[N, size, size]`: the logits are averaged over squares of side `ratio`.
+    """
     rng = np.random.default_rng(seed)
     logits, targets = [], []
     for index in range(batch_size):
         scores, labels = examples[index % len(examples)]
+        height, width = (side - side % ratio for side in labels.shape)
         top, left, flips = rng.random(), rng.random(), rng.integers(2, size=3)
-        logits.append(crop(scores, size, top, left, flips))
-        targets.append(crop(labels[None], size, top, left, flips)[0])
+        low = F.avg_pool2d(torch.from_numpy(scores[:, :height, :width]), ratio).numpy() if ratio > 1 else scores
+        logits.append(crop(low, size // ratio, top, left, flips, room=ROOM // ratio))
+        targets.append(crop(labels[None, :height, :width], size, top, left, flips, step=ratio)[0])
     return torch.from_numpy(np.stack(logits)), torch.from_numpy(np.stack(targets))
 
 
-def crop(planes: np.ndarray, size: int, top: float, left: float, flips: np.ndarray) -> np.ndarray:
-    """A flipped crop of `[C, H, W]`, mirrored at its lower right where that is too small; `top`, `left` in [0, 1)."""
+def crop(
+    planes: np.ndarray, size: int, top: float, left: float, flips: np.ndarray, room: int = ROOM, step: int = 1
+) -> np.ndarray:
+    """A flipped crop of `[C, H, W]`, mirrored at its lower right where that is too small.
+
+    `top` and `left` in [0, 1) say which of the positions, which are `step` apart.
+    """
     height, width = planes.shape[1:]
-    missing = [(0, max(0, size + ROOM - side)) for side in (height, width)]
+    missing = [(0, max(0, size + room - side)) for side in (height, width)]
     planes = np.pad(planes, [(0, 0), *missing], mode="symmetric")
-    row = int(top * (planes.shape[1] - size + 1))
-    column = int(left * (planes.shape[2] - size + 1))
+    row, column = (
+        step * int(share * ((side - size) // step + 1))
+        for share, side in zip((top, left), planes.shape[1:], strict=True)
+    )
     planes = planes[:, row : row + size, column : column + size]
     if flips[0]:
         planes = planes[:, ::-1]

@@ -13,7 +13,8 @@ HEADER = (
 )
 LEGEND = (
     "Times in ms (medians). x CE, x unfold: step time over that of eager F.cross_entropy, of LAL by F.unfold.\n"
-    "GB/s: three passes over the logits in the step time. memory: peak extra memory of the step, in logits."
+    "GB/s: three passes over the logits in the step time. memory: peak extra memory of the step, in logits;\n"
+    "where they are upsampled, in logits of full resolution, which the peers get from F.interpolate."
 )
 PASSES = 3  # the forward pass must read the logits; the backward pass must read them and write their gradient
 
@@ -30,7 +31,11 @@ def format_table(results: dict[str, Any]) -> str:
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
-    return row["dtype"], row["height"], row["width"], row["batch_size"], row["num_classes"]
+    return row["dtype"], upsampling(row), row["batch_size"], row["num_classes"], row["height"], row["width"]
+
+
+def upsampling(row: Row) -> int:
+    return int(row.get("upsampling", 1))  # older files have no such column
 
 
 def _format_setting(rows: list[Row]) -> Iterator[str]:
@@ -38,6 +43,8 @@ def _format_setting(rows: list[Row]) -> Iterator[str]:
     title = (
         f"{first['height']} x {first['width']}, N = {first['batch_size']}, C = {first['num_classes']}, {first['dtype']}"
     )
+    if upsampling(first) > 1:
+        title += f", logits upsampled x {upsampling(first)}"
     copies = [row for row in rows if row["phase"] == "copy" and row["median_ms"]]
     if copies:
         title += f"; a copy of the logits runs at {_rate(copies[0], passes=2):.1f} GB/s"
@@ -59,7 +66,7 @@ def _format_setting(rows: list[Row]) -> Iterator[str]:
         yield (
             f"{name} {times} {spread:>17} {_ratio(step['median_ms'], cross_entropy):>7} "
             f"{_ratio(step['median_ms'], unfold):>8} {_rate(step, PASSES):6.1f} "
-            f"{step['peak_bytes'] / step['logits_bytes']:6.1f}x"
+            f"{step['peak_bytes'] / step.get('full_bytes', step['logits_bytes']):6.2f}x"
         )
 
 

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from lal_triton.benchmarks import cases
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-SWEEP = {False: (65, 129, 513), True: (65, 129)}  # by --quick
+SWEEP = {  # by --upsample and --quick
+    (False, False): (65, 129, 513),
+    (False, True): (65, 129),
+    (True, False): (256, 512, 1024, 2048),
+    (True, True): (256, 512),
+}
+RATIOS = {False: (4, 8), True: (4,)}  # by --quick
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,10 +59,16 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--backend", nargs="+", choices=("torch", "triton"), help="default: torch; on a GPU both")
     bench.add_argument("--kernel-size", nargs="+", type=int, default=[3, 5, 7], help="default: 3 5 7")
     bench.add_argument("--batch-size", type=_positive, help="default: 2; on a GPU 16")
-    bench.add_argument("--num-classes", type=_positive, default=21, help="default: 21; always 21 with --voc")
-    bench.add_argument("--size", type=_positive, default=321, help="side of the crops (321) for all kernel sizes")
-    bench.add_argument("--sweep", nargs="*", type=_positive, help="sides for one kernel size; default: 65 129 513")
+    bench.add_argument(
+        "--num-classes", nargs="+", type=_positive, help="default: 21; with --upsample 21 150; always 21 with --voc"
+    )
+    bench.add_argument("--size", type=_positive, help="side of the crops, all kernel sizes; 321; with --upsample 512")
+    bench.add_argument("--sweep", nargs="*", type=_positive, help="sides for one kernel size; 65 129 513")
     bench.add_argument("--voc", type=Path, help="use PASCAL VOC: its folder VOC2012, or the VOCdevkit that holds it")
+    bench.add_argument(
+        "--upsample", nargs="*", type=_positive, metavar="RATIO", help="compare on logits smaller than the labels; 4 8"
+    )
+    bench.add_argument("--memory-limit", type=float, metavar="GIB", help="leave out peers that need more; all of it")
     bench.set_defaults(run=run_bench)
 
     plot = commands.add_parser("plot", help="draw the plots of a results file")
@@ -83,11 +95,11 @@ def run_bench(arguments: argparse.Namespace) -> int:
 
     settings = _bench_settings(arguments)
     if arguments.voc:
-        images = voc.read_voc(arguments.voc, settings.batch_size)
+        images = {voc.NUM_CLASSES: voc.read_voc(arguments.voc, settings.batch_size)}
     else:
-        images = [scenes.read_nuclei(settings.num_classes)]
+        images = {num_classes: [scenes.read_nuclei(num_classes)] for num_classes in settings.num_classes}
     arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / "results.json"
+    path = arguments.output / ("results_upsampled.json" if settings.ratios else "results.json")
     interrupted = False
     try:
         runner.run(settings, images, path)
@@ -97,30 +109,45 @@ def run_bench(arguments: argparse.Namespace) -> int:
     results = json.loads(path.read_text())
     print(table.format_table(results))
     print("\nwrote", *[path, *draw(path, arguments.output)], sep="\n  ")
-    failed = any(row["name"] == "lal" and row["skipped"] for row in results["rows"])
+    failed = any(row["backend"] and row["skipped"] for row in results["rows"])
     return 130 if interrupted else int(failed)
 
 
 def _bench_settings(arguments: argparse.Namespace) -> "cases.Settings":
-    from lal_triton.benchmarks import cases, scenes, voc
+    from lal_triton.benchmarks import capacity, cases, scenes, voc
 
     on_gpu = arguments.device == "cuda" or (arguments.device is None and torch.cuda.is_available())
     if on_gpu and not torch.cuda.is_available():
         raise ValueError("--device is cuda, expected cpu: PyTorch finds no GPU")
     for kernel_size in arguments.kernel_size:
         validation.check_kernel_size(kernel_size)
-    if not 2 <= arguments.num_classes < scenes.VOID:
-        raise ValueError(f"--num-classes is {arguments.num_classes}, expected 2 to {scenes.VOID - 1}")
+    upsample = arguments.upsample is not None
+    classes = arguments.num_classes or ([21, 150] if upsample else [21])
+    for num_classes in classes:
+        if not 2 <= num_classes < scenes.VOID:
+            raise ValueError(f"--num-classes is {num_classes}, expected 2 to {scenes.VOID - 1}")
+    if len(classes) > 1 and not upsample:
+        raise ValueError(f"--num-classes has {len(classes)} values, expected one without --upsample")
+    size = arguments.size or (512 if upsample else 321)
+    sweep = arguments.sweep if arguments.sweep is not None else SWEEP[upsample, arguments.quick]
+    ratios = (arguments.upsample or RATIOS[arguments.quick]) if upsample else ()
+    for ratio in ratios:
+        if ratio < 2 or any(side % ratio for side in (size, *sweep)):
+            raise ValueError(f"--upsample is {ratio}, expected at least 2 and a divisor of --size and --sweep")
+    device = torch.device("cuda" if on_gpu else "cpu")
+    limit = arguments.memory_limit
     return cases.Settings(
-        device=torch.device("cuda" if on_gpu else "cpu"),
+        device=device,
         dtypes=tuple(DTYPES[name] for name in arguments.dtype or (["float32", "bfloat16"] if on_gpu else ["float32"])),
         backends=tuple(arguments.backend or (["torch", "triton"] if on_gpu else ["torch"])),
         kernel_sizes=tuple(arguments.kernel_size),
         batch_size=arguments.batch_size or (16 if on_gpu else 2),
-        num_classes=voc.NUM_CLASSES if arguments.voc else arguments.num_classes,
-        size=arguments.size,
-        sweep=tuple(arguments.sweep if arguments.sweep is not None else SWEEP[arguments.quick]),
+        num_classes=(voc.NUM_CLASSES,) if arguments.voc else tuple(classes),
+        size=size,
+        sweep=tuple(sweep),
         quick=arguments.quick,
+        ratios=tuple(ratios),
+        memory_limit=capacity.available_bytes(device) if limit is None else int(limit * capacity.GIB),
     )
 
 

@@ -202,7 +202,7 @@ def tiny_settings(**changes):
         backends=("torch",),
         kernel_sizes=(1, 3),
         batch_size=2,
-        num_classes=4,
+        num_classes=(4,),
         size=17,
         sweep=(9,),
         quick=True,
@@ -223,7 +223,7 @@ def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "results.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", no_compiler)
-        runner.run(tiny_settings(), [scenes.read_nuclei(4)], path)
+        runner.run(tiny_settings(), {4: [scenes.read_nuclei(4)]}, path)
     return path
 
 

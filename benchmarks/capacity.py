@@ -1,0 +1,29 @@
+"""What the peers need, so that one that does not fit is left out before it exhausts the machine."""
+
+import os
+
+import torch
+
+from lal_triton.benchmarks.cases import Case
+
+GIB = 2**30
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def bytes_needed(case: Case) -> int:
+    """An upper estimate of a peer's peak, within a quarter of what is measured; our own losses are always tried."""
+    classes, taps = case.num_classes, (case.kernel_size or 1) ** 2
+    floats_per_pixel = {
+        "cross_entropy": 3 * classes,
+        "shift_add": 6 * classes + 2 * taps,
+        "unfold": 6 * classes + (2 * classes + 2) * taps,
+    }
+    return case.batch_size * case.size**2 * int(4 * floats_per_pixel.get(case.name, 0))
