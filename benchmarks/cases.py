@@ -42,7 +42,7 @@ class Case(NamedTuple):
     num_classes: int
     skipped: str | None = None
     upsampling: int = 1
-    once: bool = False  # one repeat, where memory is what matters
+    memory_sweep: bool = False  # one repeat, as memory is what matters
 
     @property
     def label(self) -> str:
@@ -101,7 +101,7 @@ def plan_upsampled(settings: Settings) -> Iterator[Case]:
             )
         for size in settings.sweep:
             at = (size, dtype, 1, max(settings.num_classes))
-            case = Case("copy", None, False, None, *at, None, settings.ratios[0], once=True)
+            case = Case("copy", None, False, None, *at, None, settings.ratios[0], memory_sweep=True)
             yield from upsampled_losses(settings, (settings.sweep_kernel_size,), case)
 
 
@@ -110,7 +110,7 @@ def upsampled_losses(settings: Settings, kernel_sizes: tuple[int, ...], case: Ca
     yield case
     yield case._replace(name="cross_entropy")
     yield case._replace(
-        name="cross_entropy", compiled=True, skipped=NOT_QUICK if settings.quick and case.once else None
+        name="cross_entropy", compiled=True, skipped=NOT_QUICK if settings.quick and case.memory_sweep else None
     )
     for backend in settings.backends:
         for name in ("own_cross_entropy", "own_focal"):
@@ -119,6 +119,8 @@ def upsampled_losses(settings: Settings, kernel_sizes: tuple[int, ...], case: Ca
             yield case._replace(name="lal", backend=backend, kernel_size=k)
     for k in kernel_sizes:
         slow = (
-            settings.quick and not case.once and (k, case.num_classes) != (min(kernel_sizes), min(settings.num_classes))
+            settings.quick
+            and not case.memory_sweep
+            and (k, case.num_classes) != (min(kernel_sizes), min(settings.num_classes))
         )
         yield case._replace(name="unfold", kernel_size=k, skipped=NOT_QUICK if slow else None)

@@ -68,6 +68,7 @@ def measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
         "height": case.size,
         "width": case.size,
         "upsampling": case.upsampling,
+        "memory_sweep": case.memory_sweep,
         "dtype": str(case.dtype).removeprefix("torch."),
         "logits_bytes": case.full_bytes // case.upsampling**2,
         "full_bytes": case.full_bytes,
@@ -91,7 +92,7 @@ def _measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
     logits, target = make_batch(examples[case.num_classes], case.batch_size, case.size, case.upsampling)
     logits = logits.to(settings.device, case.dtype).requires_grad_()
     target = target.to(settings.device)
-    effort = ONCE if case.once else EFFORTS[settings.device.type, settings.quick]
+    effort = ONCE if case.memory_sweep else EFFORTS[settings.device.type, settings.quick]
     if case.name == "copy":
         return [_row("copy", time_copy(logits, effort))]
 

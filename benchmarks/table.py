@@ -31,7 +31,8 @@ def format_table(results: dict[str, Any]) -> str:
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
-    return row["dtype"], upsampling(row), row["batch_size"], row["num_classes"], row["height"], row["width"]
+    sizes = row["batch_size"], row["num_classes"], row["height"], row["width"]
+    return row["dtype"], upsampling(row), row.get("memory_sweep", False), *sizes
 
 
 def upsampling(row: Row) -> int:

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from lal_triton.plots import upsampled
+
 Row = dict[str, Any]
 
 
@@ -82,13 +84,23 @@ def draw(results: Path, output: Path) -> list[Path]:
         environment, rows = data["environment"], data["rows"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{results} is not a results file of `lal-triton bench`") from None
-    steps = [row for row in rows if row["phase"] == "step" and not row["skipped"]]
+    every_step = [row for row in rows if row["phase"] == "step"]
+    steps = [row for row in every_step if row.get("upsampling", 1) == 1 and not row["skipped"]]
+    small = [row for row in every_step if row.get("upsampling", 1) > 1]
     written = []
     for chart in CHARTS:
         shown = comparable(steps, chart.x)
         if shown:
             path = Path(output) / f"{chart.name}.png"
             draw_chart(chart, shown, environment).savefig(path, dpi=150)
+            written.append(path)
+    for name, figure in (
+        ("upsampled_time", upsampled.draw_time(small, environment)),
+        ("memory_vs_image_size_upsampled", upsampled.draw_memory(small, environment)),
+    ):
+        if figure:
+            path = Path(output) / f"{name}.png"
+            figure.savefig(path, dpi=150)
             written.append(path)
     return written
 
@@ -155,9 +167,5 @@ def draw_panel(axes: Axes, chart: Chart, rows: list[Row]) -> None:
 
 
 def caption(chart: Chart, row: Row, environment: dict[str, Any]) -> str:
-    threads = f", threads: {environment['torch_threads']}" if environment["device_type"] == "cpu" else ""
     fixed = f"{row['height']} x {row['width']}" if chart.x == "kernel_size" else f"K = {row['kernel_size']}"
-    return (
-        f"{fixed}, N = {row['batch_size']}, C = {row['num_classes']} - {environment['device']}{threads} - "
-        f"torch {environment['torch']} - {environment['date']}"
-    )
+    return upsampled.caption(f"{fixed}, N = {row['batch_size']}, C = {row['num_classes']}", environment)

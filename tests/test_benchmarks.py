@@ -19,7 +19,20 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from lal_triton import plots
-from lal_triton.benchmarks import cases, environment, gpu, memory, network, peers, runner, scenes, table, timing, voc
+from lal_triton.benchmarks import (
+    capacity,
+    cases,
+    environment,
+    gpu,
+    memory,
+    network,
+    peers,
+    runner,
+    scenes,
+    table,
+    timing,
+    voc,
+)
 
 CPU = torch.device("cpu")
 CHECKOUT = Path(__file__).parents[1]
@@ -105,6 +118,17 @@ def test_batches_hold_different_crops_with_their_own_labels(size):
     assert torch.equal(again[0], crops)
 
 
+@pytest.mark.parametrize(("size", "ratio"), [(16, 4), (96, 8), (240, 4), (9, 3)])
+def test_small_logits_are_averages_over_the_squares_of_their_labels(size, ratio):
+    labels = np.arange(101)[:, None] * 123 + np.arange(123)
+    logits = np.stack([labels, -labels]).astype(np.float32)
+    crops, target = scenes.make_batch([(logits, labels)], 3, size, ratio)
+    assert crops.shape == (3, 2, size // ratio, size // ratio)
+    assert target.shape == (3, size, size)
+    expected = F.avg_pool2d(target.float(), ratio)
+    torch.testing.assert_close(crops, torch.stack([expected, -expected], 1))
+
+
 # ---- PASCAL VOC
 
 
@@ -179,6 +203,23 @@ def test_memory_of_cross_entropy_is_three_times_the_logits():
     target = torch.randint(21, (2, 65, 65))
     peak = memory.peak_bytes(lambda: torch.autograd.grad(F.cross_entropy(logits, target), logits), CPU)
     assert peak / logits.nbytes == pytest.approx(3, abs=0.001)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "shift_add", "unfold"])
+@pytest.mark.parametrize("kernel_size", [3, 7])
+@pytest.mark.parametrize("upsampling", [1, 4])
+def test_what_peers_need_is_estimated_from_above(name, kernel_size, upsampling):
+    case = cases.Case(name, None, False, kernel_size, 64, torch.float32, 1, 20, upsampling=upsampling)
+    side = case.size // upsampling
+    logits = torch.randn(1, 20, side, side, requires_grad=True)
+    loss = runner.loss_function(case, torch.randint(20, (1, 64, 64)))
+    peak = memory.peak_bytes(lambda: torch.autograd.grad(loss(logits), logits), CPU)
+    assert peak <= capacity.bytes_needed(case) + 64 <= 1.25 * peak
+
+
+def test_available_memory_is_that_of_the_machine():
+    available = capacity.available_bytes(CPU)
+    assert available is None or 2**20 < available < 2**50
 
 
 def test_quartiles():
@@ -309,6 +350,93 @@ def test_no_plot_is_drawn_of_an_empty_run(tmp_path):
     runner.write_results(path, environment.describe(CPU), [])
     assert plots.draw(path, tmp_path) == []
     assert table.format_table(json.loads(path.read_text()))
+
+
+# ---- upsampling
+
+
+@pytest.fixture(scope="module")
+def upsampled_results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("upsampled") / "results_upsampled.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda loss, **_: loss)
+        runner.run(upsampled_settings(), {c: [scenes.read_nuclei(c)] for c in (3, 5)}, path)
+    return path
+
+
+def upsampled_settings(**changes):
+    settings = tiny_settings(
+        backends=("reference",),
+        num_classes=(3, 5),
+        size=16,
+        sweep=(8, 32),
+        quick=False,
+        ratios=(2, 4),
+        memory_limit=400_000,
+    )
+    return settings._replace(**changes)
+
+
+def test_small_logits_give_the_same_loss_in_every_implementation(upsampled_results):
+    rows = [row for row in json.loads(upsampled_results.read_text())["rows"] if row["phase"] == "step"]
+    keys = ("upsampling", "memory_sweep", "num_classes", "height", "kernel_size")
+    groups = {}
+    for row in rows:
+        if row["loss"] and row["name"] != "own_focal":
+            groups.setdefault(tuple(row[key] for key in keys), []).append(row["loss"])
+    assert len(groups) == 2 * 2 * 3 + 2 * 2  # cross-entropy and two kernel sizes; the sweep has one kernel size
+    assert {len(losses) for losses in groups.values()} == {2, 3, 1}
+    for losses in groups.values():
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-5)
+
+
+def test_rows_of_small_logits_tell_their_sizes(upsampled_results):
+    for row in json.loads(upsampled_results.read_text())["rows"]:
+        assert row["full_bytes"] == row["batch_size"] * row["num_classes"] * row["height"] ** 2 * 4
+        assert row["logits_bytes"] * row["upsampling"] ** 2 == row["full_bytes"]
+        assert row["batch_size"] == (1 if row["memory_sweep"] else 2)
+
+
+def test_peers_that_do_not_fit_are_skipped_and_ours_are_not():
+    settings = upsampled_settings(memory_limit=0, ratios=(4,), sweep=(), num_classes=(3,))
+    scene = scenes.read_nuclei(3)
+    examples = {3: [(network.predict(*scene, 3), scene.labels)]}
+    for case in cases.plan(settings):
+        for row in runner.measure(case, settings, examples):
+            refused = case.name in ("cross_entropy", "unfold")
+            assert (row["needed_bytes"] is not None) == refused
+            assert (row["skipped"] or "").startswith("does not fit: needs") == refused
+
+
+def test_quick_leaves_out_the_slowest_peers():
+    planned = cases.plan(upsampled_settings(quick=True, sweep=()))
+    unfold = {(case.num_classes, case.kernel_size): case.skipped for case in planned if case.name == "unfold"}
+    assert [key for key, skipped in unfold.items() if not skipped] == [(3, 1)]
+
+
+def test_the_table_shows_small_logits(upsampled_results):
+    text = table.format_table(json.loads(upsampled_results.read_text()))
+    assert max(map(len, text.splitlines())) <= 120
+    assert "16 x 16, N = 2, C = 5, float32, logits upsampled x 4" in text
+    assert text.count("lal_triton focal (reference)") == 2 * 2 + 2
+
+
+def test_plots_of_small_logits_show_what_does_not_fit(upsampled_results, tmp_path):
+    from lal_triton.plots import upsampled
+
+    names = ["upsampled_time.png", "memory_vs_image_size_upsampled.png"]
+    assert [path.name for path in plots.draw(upsampled_results, tmp_path)] == names
+    data = json.loads(upsampled_results.read_text())
+    steps = [row for row in data["rows"] if row["phase"] == "step"]
+    for row in steps:
+        if row["name"] == "unfold":
+            row |= {"skipped": "does not fit", "needed_bytes": 5 * 2**30}
+    time = upsampled.draw_time(steps, data["environment"])
+    assert len(time.axes) == 4
+    assert sum("does not fit (needs 5.0 GiB)" in text.get_text() for axes in time.axes for text in axes.texts) == 8
+    lines = {line.get_label(): line for line in upsampled.draw_memory(steps, data["environment"]).axes[0].get_lines()}
+    assert list(lines["F.interpolate + LAL by F.unfold, K = 1"].get_ydata()) == [5, 5]
+    assert list(lines["lal_triton (reference), LAL, K = 1"].get_xdata()) == [8, 32]
 
 
 # ---- the GPU script

@@ -56,6 +56,17 @@ def test_bench_writes_results_and_plots_and_prints_a_table(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("without_compiler")
+def test_bench_on_logits_smaller_than_the_labels(tmp_path, capsys):
+    arguments = [*TINY, str(tmp_path), "--size=8", "--sweep=16", "--upsample", "4", "--memory-limit=0"]
+    assert cli.main(arguments) == 0
+    names = {"results_upsampled.json", "upsampled_time.png", "memory_vs_image_size_upsampled.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    printed = capsys.readouterr().out
+    assert "8 x 8, N = 1, C = 3, float32, logits upsampled x 4" in printed
+    assert "skipped: does not fit" in printed
+
+
+@pytest.mark.usefixtures("without_compiler")
 def test_bench_fails_where_our_loss_does(tmp_path, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("broken kernel")
@@ -100,6 +111,8 @@ def test_plot_draws_from_a_results_file(tmp_path, capsys):
         ("bench --output {tmp} --voc {tmp}", "holds no JPEGImages"),
         ("bench --output {tmp}/text.json", "text.json"),
         ("bench --output {tmp} --kernel-size 4", "kernel_size is 4, expected odd"),
+        ("bench --output {tmp} --upsample 3", "--upsample is 3, expected at least 2 and a divisor of"),
+        ("bench --output {tmp} --num-classes 3 4", "--num-classes has 2 values, expected one"),
         ("bench --output {tmp} --num-classes 1", "--num-classes is 1, expected 2 to 254"),
     ],
 )
