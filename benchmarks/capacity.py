@@ -23,7 +23,7 @@ def bytes_needed(case: Case) -> int:
     classes, taps = case.num_classes, (case.kernel_size or 1) ** 2
     floats_per_pixel = {
         "cross_entropy": 3 * classes,
-        "shift_add": 6 * classes + 2 * taps,
+        "shift_add": 6 * classes + 1.5 * taps,
         "unfold": 6 * classes + (2 * classes + 2) * taps,
     }
     return case.batch_size * case.size**2 * int(4 * floats_per_pixel.get(case.name, 0))

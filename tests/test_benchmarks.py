@@ -372,7 +372,6 @@ def upsampled_settings(**changes):
         sweep=(8, 32),
         quick=False,
         ratios=(2, 4),
-        memory_limit=400_000,
     )
     return settings._replace(**changes)
 
@@ -385,7 +384,7 @@ def test_small_logits_give_the_same_loss_in_every_implementation(upsampled_resul
         if row["loss"] and row["name"] != "own_focal":
             groups.setdefault(tuple(row[key] for key in keys), []).append(row["loss"])
     assert len(groups) == 2 * 2 * 3 + 2 * 2  # cross-entropy and two kernel sizes; the sweep has one kernel size
-    assert {len(losses) for losses in groups.values()} == {2, 3, 1}
+    assert {len(losses) for losses in groups.values()} == {2, 3}
     for losses in groups.values():
         assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-5)
 
