@@ -19,7 +19,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def bytes_needed(case: Case) -> int:
-    """An upper estimate of a peer's peak, within a quarter of what is measured; our own losses are always tried."""
+    """An upper estimate of a peer's peak, made for eager float32; our own losses are always tried."""
     classes, taps = case.num_classes, (case.kernel_size or 1) ** 2
     floats_per_pixel = {
         "cross_entropy": 3 * classes,
