@@ -97,12 +97,23 @@ def run_part(command: list[str], seconds: int, environment: dict[str, str], fold
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
         rc, timed_out = wait(process, seconds)
         output.seek(max(0, output.seek(0, os.SEEK_END) - LOG_BYTES))
         log.write_bytes(output.read())
     return {"rc": rc, "seconds": round(time.monotonic() - start, 1), "timed_out": timed_out}
+
+
+def heed_interrupts() -> None:
+    """A background job of a shell ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait(process: subprocess.Popen[bytes], seconds: int) -> tuple[int, bool]:
