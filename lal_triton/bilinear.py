@@ -62,13 +62,10 @@ class Axis(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An image's logits, centred over the classes, and its Gram planes `[h, w]`, zero where a neighbour is missing."""
+    """An image's logits, centred over the classes, and their Gram planes, zero where a neighbour is missing."""
 
     logits: Tensor  # [h, w, C]
-    own: Tensor  # |x|^2
-    right: Tensor  # <x, x to the right>
-    below: Tensor
-    diagonal: Tensor  # of the cell below and to the right, the sum of both its diagonals
+    gram: Tensor  # [4, h, w]: |x|^2; <x, x to the right>; <x, x below>; of the cell right and below, both diagonals
     bad: Tensor | None  # [h, w], 1 where a logit is not finite (there x is 0), if there is such a pixel
 
 
@@ -100,5 +97,4 @@ def read(logits: Tensor, normalize: bool) -> Source:
                 torch.linalg.vecdot(x[: len(y), 1:], y[:, :-1]),
                 out=cells,
             )
-    own, right, below, diagonal = planes
-    return Source(centred, own, right, below, diagonal, bad.to(centred.dtype) if any_bad else None)
+    return Source(centred, planes, bad.to(centred.dtype) if any_bad else None)

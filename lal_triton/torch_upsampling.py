@@ -40,12 +40,12 @@ def sweep(
     pitch = _whole_tiles(width + reach)
     row_elements = pitch * (num_classes + len(options.window) + vertical.span * horizontal.span)
     band_rows = min(TILE * max(1, _BAND_ELEMENTS // (TILE * row_elements)), _whole_tiles(height))
-    layout = Layout(height, width, pitch, rows, reach, band_rows)
+    layout = Layout(height + -height % band_rows, width, pitch, rows, reach, band_rows)  # the last band is whole, too
     flat_labels = layout.flatten(labels, VOID)
     flat_omega = layout.flatten(derivative.omega, 0) if derivative else None
     taps = Taps(flat_labels, layout, options, band_rows + 2 * rows, losses)
-    columns = _Columns(horizontal, pitch, losses)
-    bands = [_Band(vertical, columns, layout, first, losses) for first in range(0, height, band_rows)]
+    along_rows, along_columns = _Matrices(vertical, losses), _Matrices(horizontal, losses, pitch)
+    bands = [_Band(along_rows, along_columns, layout, first) for first in range(0, height, band_rows)]
     for image in range(images):
         source = read(logits[image], options.normalize)
         total = _Total(source, derivative) if derivative else None
@@ -87,33 +87,33 @@ def _whole_tiles(size: int) -> int:
     return size + -size % TILE
 
 
-class _Columns:
-    """What all bands share."""
+class _Matrices:
+    """An axis as what all bands take their parts of; zeros go beyond the image, up to `length` pixels."""
 
-    def __init__(self, axis: Axis, pitch: int, like: Tensor) -> None:
+    def __init__(self, axis: Axis, like: Tensor, length: int = 0) -> None:
         self.axis = axis
-        self.weights = F.pad(axis.weights(axis.span), (0, 0, 0, pitch - axis.high)).to(like.dtype)
+        length = max(length, axis.high)
+        self.weights = F.pad(axis.weights(axis.span), (0, 0, 0, length - axis.high)).to(like.dtype)
         self.squares, self.products = axis.square_weights()
-        self.frames = F.pad(axis.frames(), (0, 0, 0, pitch // TILE - len(axis.base)))
+        self.frames = F.pad(axis.frames(), (0, 0, 0, _whole_tiles(length) // TILE - len(axis.base)))
 
 
 class _Band:
     """Rows [first, first + band_rows) of the pixels, with a halo of a window above and below."""
 
-    def __init__(self, axis: Axis, columns: _Columns, layout: Layout, first: int, like: Tensor) -> None:
+    def __init__(self, rows: _Matrices, columns: _Matrices, layout: Layout, first: int) -> None:
         self.layout, self.first, self.columns = layout, first, columns
         halo, band_rows = layout.rows, layout.band_rows
         self.inside = slice(halo * layout.pitch, (halo + band_rows) * layout.pitch)
-        low, high = max(first - halo, 0), min(first + band_rows + halo, axis.high)
+        low, high = max(first - halo, 0), min(first + band_rows + halo, rows.axis.high)
         beyond = (0, 0, low - (first - halo), first + band_rows + halo - high)  # the rows outside the image
-        self.weights = F.pad(axis.weights(axis.span)[low:high], beyond).to(like.dtype)
+        self.weights = F.pad(rows.weights[low:high], beyond)
 
         tiles = slice(first // TILE, (first + band_rows) // TILE)
-        frames = axis.frames()[tiles]
+        frames = rows.frames[tiles]
         self.low_rows = slice(int(frames.min()), int(frames.max()) + 1)
-        squares, products = axis.square_weights()
-        self.squares = F.pad(squares[low:high, self.low_rows], beyond)
-        self.products = F.pad(products[low:high, self.low_rows], beyond)
+        self.squares = F.pad(rows.squares[low:high, self.low_rows], beyond)
+        self.products = F.pad(rows.products[low:high, self.low_rows], beyond)
 
         frames = F.pad(frames, (0, 0, 0, band_rows // TILE - len(frames)), value=self.low_rows.start)
         width = columns.axis.low
@@ -128,7 +128,7 @@ class _Band:
         weights, columns = self.weights, self.columns
         rstd = weights.new_ones(len(weights), self.layout.pitch)
         if options.normalize:
-            own, right, below, diagonal = (plane[self.low_rows] for plane in source[1:5])
+            own, right, below, diagonal = source.gram[:, self.low_rows]
             same_column = self.squares @ own + 2 * (self.products @ below)
             next_column = self.squares @ right + self.products @ diagonal
             norm = same_column @ columns.squares.T + 2 * (next_column @ columns.products.T)
@@ -156,9 +156,9 @@ class _Total:
     def __init__(self, source: Source, derivative: Derivative) -> None:
         self.source, self.derivative = source, derivative
         self.gradient = torch.zeros_like(source.logits)
-        self.gram = source.own.new_zeros(4, *source.own.shape)
+        self.gram = torch.zeros_like(source.gram)
         self.scale = source.logits.new_zeros(len(source.logits))
-        self.spoiled = torch.zeros_like(source.own, dtype=torch.bool)
+        self.spoiled = torch.zeros_like(source.gram[0], dtype=torch.bool)
 
     def rescale(self, band: _Band, scale: Tensor) -> None:
         """Makes the scale of the band's rows the largest so far; `factor` brings the band itself to it."""

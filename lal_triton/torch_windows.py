@@ -18,7 +18,7 @@ from lal_triton.options import LocalLoss
 class Layout(NamedTuple):
     """Planes `[N, H, W]` as flat sequences: rows `pitch` apart, void rows above and below, a margin at both ends."""
 
-    height: int
+    height: int  # at least H
     width: int
     pitch: int  # at least width + reach
     rows: int  # Kh // 2
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
 
     def flatten(self, plane: Tensor, fill: float) -> Tensor:
         above = 2 * self.rows
-        below = above + -self.height % self.band_rows  # the last band is a whole one, too
+        below = above + self.height - plane.shape[1]
         padded = F.pad(plane, (0, self.pitch - self.width, above, below), value=fill).flatten(1)
         return F.pad(padded, (self.reach, self.reach), value=fill)
 
