@@ -11,7 +11,7 @@ from lal_triton import torch_upsampling
 from lal_triton.labels import INVALID, VOID, centre_mask
 from lal_triton.options import LocalLoss, loss_dtype
 from lal_triton.torch_cost import cost_gradient, local_cost
-from lal_triton.torch_pooling import Derivative
+from lal_triton.torch_pooling import Derivative, Results
 from lal_triton.torch_windows import Layout, Taps
 
 _BAND_ELEMENTS = 3 * 2**18  # of a band's logits and window weights: a core's level-2 cache, and a bound on the memory
@@ -26,7 +26,7 @@ for _dtype in (torch.float32, torch.float64):
 
 def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss) -> Tensor:
     """The map of per-pixel losses `[N, H, W]`, as `reference.local_loss`."""
-    return _sweep(logits, labels, weight, options, None)[0]
+    return _sweep(logits, labels, weight, options, None).losses
 
 
 def local_loss_backward(
@@ -34,12 +34,12 @@ def local_loss_backward(
 ) -> Tensor:
     """The gradient of the logits from any gradient of the map; the merge is computed again."""
     derivative = Derivative(gradient * centre_mask(labels, options.stride), 1.0)
-    return _sweep(logits, labels, weight, options, derivative)[1].to(logits.dtype)
+    return _sweep(logits, labels, weight, options, derivative).gradient.to(logits.dtype)
 
 
 def local_loss_and_gradient(
     logits: Tensor, labels: Tensor, weight: Tensor | None, omega: Tensor, p: float, options: LocalLoss
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Results:
     """The map, sum_p omega(p) (L(p) / scale)^(p - 1) dL(p)/dlogits, and the scale of each row of logits, `[N, h]`.
 
     The gradient has the dtype of the losses: one of half precision would be rounded twice.
@@ -49,28 +49,27 @@ def local_loss_and_gradient(
 
 def _sweep(
     logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss, derivative: Derivative | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Results:
     """The map, and what `local_loss_and_gradient` says of the gradient, which is empty without a derivative."""
     fine = logits.shape[2:] != labels.shape[1:]
     losses = torch.empty(labels.shape, dtype=loss_dtype(logits), device=logits.device)
     class_weight = losses.new_ones(logits.shape[1]) if weight is None else weight.to(losses.dtype)
     gradient = torch.empty_like(logits, dtype=losses.dtype) if derivative else losses.new_empty(0)
-    scale = losses.new_ones(logits.shape[0], logits.shape[2])
+    results = Results(losses, gradient, losses.new_ones(logits.shape[0], logits.shape[2]))
     sweep = torch_upsampling.sweep if fine else _sweep_bands
-    sweep(logits, labels, class_weight, options, derivative, losses, gradient, scale)
+    sweep(logits, labels, class_weight, options, derivative, results)
     losses.masked_fill_(labels == INVALID, torch.nan)
-    return losses.masked_fill_(~centre_mask(labels, options.stride), 0), gradient, scale
+    losses.masked_fill_(~centre_mask(labels, options.stride), 0)
+    return results
 
 
 def _sweep_bands(
     logits: Tensor,
     labels: Tensor,
-    class_weight: Tensor,
+    weight: Tensor,
     options: LocalLoss,
     derivative: Derivative | None,
-    losses: Tensor,
-    gradient: Tensor,
-    scale: Tensor,
+    out: Results,
 ) -> None:
     images, num_classes, height, _width = logits.shape
     layout = _layout(logits, options)
@@ -78,9 +77,9 @@ def _sweep_bands(
     flat_omega = layout.flatten(derivative.omega, 0) if derivative else None
 
     halo = layout.rows if derivative else 0
-    scores = losses.new_zeros(layout.table_length(layout.band_rows + 2 * (halo + layout.rows)), num_classes)
-    slopes = losses.new_zeros(layout.table_length(layout.band_rows + 2 * halo), num_classes)
-    taps = Taps(flat_labels, layout, options, layout.band_rows + 2 * halo, losses)
+    scores = out.losses.new_zeros(layout.table_length(layout.band_rows + 2 * (halo + layout.rows)), num_classes)
+    slopes = out.losses.new_zeros(layout.table_length(layout.band_rows + 2 * halo), num_classes)
+    taps = Taps(flat_labels, layout, options, layout.band_rows + 2 * halo, out.losses)
     for image in range(images):
         for first in range(0, height, layout.band_rows):
             last = min(first + layout.band_rows, height)
@@ -93,18 +92,18 @@ def _sweep_bands(
             )
             taps.select(image, pixels)
             f = taps.merge(z, whole).mul_(taps.xi.reciprocal()[:, None])
-            cost = local_cost(f, flat_labels[image, pixels], class_weight, options)
-            losses[image, first:last] = layout.rows_of(cost.losses[inside])
+            cost = local_cost(f, flat_labels[image, pixels], weight, options)
+            out.losses[image, first:last] = layout.rows_of(cost.losses[inside])
             if derivative and flat_omega is not None:
-                coefficient, scale[image, first:last] = derivative(cost.losses, flat_omega[image, pixels])
+                coefficient, out.scale[image, first:last] = derivative(cost.losses, flat_omega[image, pixels])
                 g = slopes[: layout.table_length(last - first + 2 * halo)]
-                cost_gradient(cost, coefficient / taps.xi, class_weight, layout.inside(g))
+                cost_gradient(cost, coefficient / taps.xi, weight, layout.inside(g))
                 layout.gaps_of(layout.inside(g)).zero_()  # 0 x NaN would cross from one row's end to the next row
                 dz = taps.merge_transposed(g, inside)
                 own_pixels = slice(layout.lead + inside.start, layout.lead + inside.stop)
                 if options.normalize:
                     dz = _unscore(dz, z[own_pixels], rstd[own_pixels])
-                gradient[image, :, first:last] = layout.rows_of(dz).permute(2, 0, 1)
+                out.gradient[image, :, first:last] = layout.rows_of(dz).permute(2, 0, 1)
 
 
 def _layout(logits: Tensor, options: LocalLoss) -> Layout:

@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+class Results(NamedTuple):
+    """What a sweep over the bands fills."""
+
+    losses: Tensor  # [N, H, W]
+    gradient: Tensor  # [N, C, h, w] of the losses' dtype; empty without a derivative
+    scale: Tensor  # [N, h], of the gradient
+
+
 class Derivative(NamedTuple):
     """omega(p) (L(p) / scale)^(p - 1), with the largest loss of a band as its scale, so that no power overflows."""
 

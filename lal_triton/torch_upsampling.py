@@ -15,7 +15,7 @@ from lal_triton.bilinear import TILE, Axis, Source, read
 from lal_triton.labels import VOID
 from lal_triton.options import LocalLoss
 from lal_triton.torch_cost import cost_gradient, local_cost
-from lal_triton.torch_pooling import Derivative
+from lal_triton.torch_pooling import Derivative, Results
 from lal_triton.torch_windows import Layout, Taps
 
 _BAND_ELEMENTS = 2**20  # of a band's upsampled logits
@@ -24,14 +24,12 @@ _BAND_ELEMENTS = 2**20  # of a band's upsampled logits
 def sweep(
     logits: Tensor,
     labels: Tensor,
-    class_weight: Tensor,
+    weight: Tensor,
     options: LocalLoss,
     derivative: Derivative | None,
-    losses: Tensor,
-    gradient: Tensor,
-    scale: Tensor,
+    out: Results,
 ) -> None:
-    """Fills the losses, the gradient of `[N, C, h, w]` logits, and its scale."""
+    """Fills `out`."""
     images, num_classes, low_height, low_width = logits.shape
     height, width = labels.shape[1:]
     rows, reach = options.kernel_height // 2, options.kernel_width // 2
@@ -43,8 +41,8 @@ def sweep(
     layout = Layout(height + -height % band_rows, width, pitch, rows, reach, band_rows)  # the last band is whole, too
     flat_labels = layout.flatten(labels, VOID)
     flat_omega = layout.flatten(derivative.omega, 0) if derivative else None
-    taps = Taps(flat_labels, layout, options, band_rows + 2 * rows, losses)
-    along_rows, along_columns = _Matrices(vertical, losses), _Matrices(horizontal, losses, pitch)
+    taps = Taps(flat_labels, layout, options, band_rows + 2 * rows, out.losses)
+    along_rows, along_columns = _Matrices(vertical, out.losses), _Matrices(horizontal, out.losses, pitch)
     bands = [_Band(along_rows, along_columns, layout, first) for first in range(0, height, band_rows)]
     for image in range(images):
         source = read(logits[image], options.normalize)
@@ -57,7 +55,7 @@ def sweep(
             mixture = band.to_tiles(taps.merge(table, band.inside).div_(xi))
             frames = source.logits.flatten(0, 1)[band.frames]
             f = torch.bmm(mixture, frames).flatten(0, 1)
-            cost = local_cost(f, band.to_tiles(flat_labels[image, own]).flatten(), class_weight, options)
+            cost = local_cost(f, band.to_tiles(flat_labels[image, own]).flatten(), weight, options)
             if source.bad is not None:
                 holds = (mixture != 0).to(f.dtype)
                 spoiled = torch.bmm(holds, source.bad.flatten()[band.frames][..., None]) > 0
@@ -65,11 +63,11 @@ def sweep(
                 if total is not None:
                     total.spoil(band, torch.bmm(holds.transpose(1, 2), spoiled.to(f.dtype)))
             last = min(band.first + band_rows, height)
-            losses[image, band.first : last] = layout.rows_of(band.to_pixels(cost.losses))[: last - band.first]
+            out.losses[image, band.first : last] = layout.rows_of(band.to_pixels(cost.losses))[: last - band.first]
             if total is None or derivative is None or flat_omega is None:
                 continue
             coefficient, band_scale = derivative(cost.losses, band.to_tiles(flat_omega[image, own]).flatten())
-            cost_gradient(cost, coefficient, class_weight, out=f)
+            cost_gradient(cost, coefficient, weight, out=f)
             g = f.unflatten(0, mixture.shape[:2])
             total.rescale(band, band_scale)
             total.add_gradient(band, torch.bmm(mixture.transpose(1, 2), g))
@@ -80,7 +78,7 @@ def sweep(
                 slope = (slopes * layout.inside(table)).sum(1)  # by log(rstd)
                 total.add_variance_gradient(band, layout.rows_of(slope * rstd.square() * (-0.5 / num_classes)))
         if total is not None:
-            gradient[image], scale[image] = total.finish(options.normalize)
+            out.gradient[image], out.scale[image] = total.finish(options.normalize)
 
 
 def _whole_tiles(size: int) -> int:

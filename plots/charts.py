@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator
 
 from lal_triton.plots import upsampled
+from lal_triton.plots.style import caption_of, plain_ticks, tidy
 
 Row = dict[str, Any]
 
@@ -151,21 +152,15 @@ def draw_panel(axes: Axes, chart: Chart, rows: list[Row]) -> None:
                 linestyle=style.line,
                 linewidth=2.5 if key[0] == "lal" else 1.5,
             )
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_locator(NullLocator())
     if chart.x == "height":
         axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(values))
-    axes.xaxis.set_major_formatter(plain)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_ticks(axes.xaxis, axes.yaxis)
+    tidy(axes)
 
 
 def caption(chart: Chart, row: Row, environment: dict[str, Any]) -> str:
     fixed = f"{row['height']} x {row['width']}" if chart.x == "kernel_size" else f"K = {row['kernel_size']}"
-    return upsampled.caption(f"{fixed}, N = {row['batch_size']}, C = {row['num_classes']}", environment)
+    return caption_of(f"{fixed}, N = {row['batch_size']}, C = {row['num_classes']}", environment)

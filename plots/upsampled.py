@@ -5,7 +5,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator
+
+from lal_triton.plots.style import caption_of, plain_ticks, tidy
 
 GIB = 2**30
 LEAST_BAR = 0.6  # of the fastest loss: where the bars of a logarithmic axis begin
@@ -58,7 +60,7 @@ def draw_time(steps: list[Row], environment: dict[str, Any]) -> Figure | None:
             axes.set_title(f"C = {num_classes}, upsampled x {ratio}, {dtype}", fontsize=10)
     figure.suptitle("Time of a training step (forward + backward) of the loss", fontweight="bold", fontsize=11)
     fixed = f"labels {rows[0]['height']} x {rows[0]['width']}, N = {rows[0]['batch_size']}"
-    figure.supxlabel("ms, median (log scale)\n" + caption(fixed, environment), fontsize=8, color="#555555")
+    figure.supxlabel("ms, median (log scale)\n" + caption_of(fixed, environment), fontsize=8, color="#555555")
     return figure
 
 
@@ -79,11 +81,8 @@ def draw_bars(axes: Axes, names: list[str], rows: list[Row]) -> None:
     axes.set_xlim(start, 4 * max(measured, default=1))  # room for the numbers
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_ticks(axes.xaxis)
+    tidy(axes, axis="x")
 
 
 def plain_number(value: float) -> str:
@@ -112,7 +111,7 @@ def draw_memory(steps: list[Row], environment: dict[str, Any]) -> Figure | None:
     figure.legend(handles=highest_first, loc="outside right center", frameon=False, fontsize=9, handlelength=3)
     figure.suptitle("Peak extra memory of a training step of the loss", fontweight="bold", fontsize=11)
     fixed = f"N = {rows[0]['batch_size']}, C = {rows[0]['num_classes']}, logits upsampled x {rows[0]['upsampling']}"
-    figure.supxlabel(caption(fixed, environment), fontsize=7.5, color="#555555")
+    figure.supxlabel(caption_of(fixed, environment), fontsize=7.5, color="#555555")
     return figure
 
 
@@ -141,20 +140,9 @@ def draw_sizes(axes: Axes, rows: list[Row], limit: int | None) -> None:
         axes.axhline(limit / GIB, color="#555555", linewidth=1)
         axes.annotate("memory limit", (0.01, limit / GIB), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     sizes = sorted({row["height"] for row in rows})
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator())
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(plain)
-    axes.yaxis.set_major_formatter(plain)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def caption(fixed: str, environment: dict[str, Any]) -> str:
-    threads = f", threads: {environment['torch_threads']}" if environment["device_type"] == "cpu" else ""
-    return f"{fixed} - {environment['device']}{threads} - torch {environment['torch']} - {environment['date']}"
+    plain_ticks(axes.xaxis, axes.yaxis)
+    tidy(axes)
