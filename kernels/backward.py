@@ -5,9 +5,9 @@
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.forward import class_weight_sum, gather_weights, surprise_and_miss
+from lal_triton.kernels.cost import class_weight_sum, cost_slope, surprise_and_miss
+from lal_triton.kernels.forward import gather_weights
 from lal_triton.kernels.strips import (
-    TINY,
     invert,
     is_inside,
     kernel,
@@ -149,19 +149,20 @@ def local_cost_bwd_kernel(
         surprise, miss = surprise_and_miss(lead, totals[j])
         taken = (own[j] >= 0) & ((row + j) % centre_stride == 0) & (col % centre_stride == 0)
         coefficient = tl.load(gradient + gradient_h.to(tl.int64) * j, mask=taken, other=0.0) * inverse[j] * gain
-        if FOCAL:
-            safe = tl.maximum(miss, TINY)
-            slope = 1.0 + gamma * (1.0 - miss) * (surprise / safe)
-            coefficient *= alpha * tl.exp2(gamma * tl.log2(safe)) * slope
-        else:
-            uniform = coefficient * smoothing / C
-            coefficient *= own_weights[j]
-            if SMOOTHING:
-                coefficient = coefficient * (1 - smoothing) + uniform * weight_sum
-                smooth = smooth + (uniform,)
-        own_part = -coefficient * miss
-        if SMOOTHING:
-            own_part += smooth[j] * (weight_sum - own_weights[j])
+        coefficient, own_part, uniform = cost_slope(
+            coefficient,
+            surprise,
+            miss,
+            own_weights[j],
+            weight_sum,
+            smoothing,
+            alpha,
+            gamma,
+            C,
+            FOCAL,
+            SMOOTHING,
+        )
+        smooth = smooth + (uniform,)
         own_gradient = own_gradient + (own_part,)
         factor = factor + (coefficient / (tl.exp(-lead) + totals[j]),)
 

@@ -5,10 +5,10 @@
 import triton
 import triton.language as tl
 
+from lal_triton.kernels.cost import class_weight_sum, local_cost, surprise_and_miss
 from lal_triton.kernels.strips import (
     INVALID,
     LN2,
-    TINY,
     VOID,
     invert,
     is_inside,
@@ -22,30 +22,6 @@ from lal_triton.kernels.strips import (
     scale_weights,
     strip_weights,
 )
-
-
-@triton.jit
-def log1p(x):
-    y = 1.0 + x
-    return tl.where(y == 1.0, x, tl.log(y) * (x / (y - 1.0)))
-
-
-@triton.jit
-def surprise_and_miss(lead, total):
-    """-ln q and 1 - q of the own class's probability q; lead is top - f_y, and total as `sum_exp` gives it."""
-    one = tl.exp(-lead)
-    surprise = tl.where(lead > 0, lead + tl.log(one + total), log1p(total))
-    return surprise, total / (one + total)
-
-
-@triton.jit
-def class_weight_sum(class_weight, C, WEIGHTED: tl.constexpr):
-    total = C.to(tl.float32)
-    if WEIGHTED:
-        total = 0.0
-        for c in range(C):
-            total += tl.load(class_weight + c)
-    return total
 
 
 @triton.jit
@@ -219,13 +195,19 @@ def local_loss_fwd_kernel(
     weight_sum = class_weight_sum(class_weight, C, WEIGHTED)
     for j in tl.static_range(TH):
         surprise, miss = surprise_and_miss(tops[j] - own_merged[j], totals[j])
-        if FOCAL:
-            loss = alpha * tl.exp2(gamma * tl.log2(tl.maximum(miss, TINY))) * surprise
-        else:
-            loss = own_weights[j] * surprise
-            if SMOOTHING:
-                loss = (1 - smoothing) * loss + smoothing * (weight_sum * surprise - drifts[j]) / C
-                loss = tl.where(loss < 0, 0.0, loss)
+        loss = local_cost(
+            surprise,
+            miss,
+            drifts[j],
+            own_weights[j],
+            weight_sum,
+            smoothing,
+            alpha,
+            gamma,
+            C,
+            FOCAL,
+            SMOOTHING,
+        )
         loss = tl.where(own[j] == INVALID, float("nan"), loss)
         centre = (own[j] != VOID) & ((row + j) % centre_stride == 0) & (col % centre_stride == 0)
         inside = is_inside(row + j, col, H, W)

@@ -1,7 +1,5 @@
-"""Host side: from tensors and options to kernel launches."""
+"""From tensors and options to kernel launches, where the labels have the size of the logits."""
 
-import contextlib
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,23 +7,23 @@ import torch
 import triton
 from torch import Tensor
 
-from lal_triton.kernels import configs
+from lal_triton.kernels import arguments, configs
 from lal_triton.kernels.backward import local_cost_bwd_kernel, merge_bwd_kernel
 from lal_triton.kernels.forward import local_loss_fwd_kernel
 from lal_triton.kernels.statistics import moments_fwd_kernel
 from lal_triton.options import LocalLoss
 
-SCRATCH_BYTES = 64 * 2**20  # of the backward, which takes as many images at once as fit (at least one)
-
 
 def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss) -> tuple[Tensor, Tensor]:
     """The losses `[N, H, W]` as `reference.local_loss`, and the planes that the backward needs (`_named_planes`)."""
     images, classes, height, width = logits.shape
-    losses = _empty((images, height, width), torch.float32, logits.device)
-    state = _empty((configs.state_planes(options, classes), *losses.shape), torch.float32, logits.device)
+    losses = arguments.empty((images, height, width), torch.float32, logits.device)
+    state = arguments.empty(
+        (configs.state_planes(options, classes, upsampled=False), *losses.shape), torch.float32, logits.device
+    )
     planes = _named_planes(state, options)
     merge = _merge_arguments(options.window, options, logits)
-    with _on_device(logits):
+    with arguments.on_device(logits):
         if options.normalize:
             block = configs.MOMENTS_BLOCK
             moments_fwd_kernel[(images * triton.cdiv(height * width, block),)](
@@ -35,7 +33,7 @@ def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: L
                 **_logits_arguments(logits),
                 eps=options.eps,
                 BLOCK=block,
-                num_warps=_num_warps(block, logits.device),
+                num_warps=arguments.num_warps(block, logits.device),
             )
         local_loss_fwd_kernel[_grid(logits, merge)](
             losses,
@@ -43,7 +41,7 @@ def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: L
             labels=labels.contiguous(),
             **planes,
             **_logits_arguments(logits),
-            **_cost_arguments(weight, options, classes),
+            **arguments.cost_arguments(weight, options, classes),
             **merge,
         )
     return losses, state
@@ -53,16 +51,16 @@ def local_loss_backward(
     gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, state: Tensor, options: LocalLoss
 ) -> Tensor:
     """The gradient of the logits from that of the losses."""
-    out = _empty_like(logits)
+    out = arguments.empty_like(logits)
     images, classes, height, width = logits.shape
     labels = labels.contiguous()
-    cost = _cost_arguments(weight, options, classes)
-    with _on_device(logits):
+    cost = arguments.cost_arguments(weight, options, classes)
+    with arguments.on_device(logits):
         if len(options.window) == 1 and not options.normalize:  # f(p) is w z(p): there is nothing to merge
             _cost_backward(out, gradient, logits, labels, state, cost, options, gain=options.window[0])
             return out
-        group = min(images, max(1, SCRATCH_BYTES // (4 * classes * height * width)))
-        scratch = _empty((group, classes, height, width), torch.float32, logits.device)
+        group = min(images, max(1, configs.SCRATCH_BYTES // (4 * classes * height * width)))
+        scratch = arguments.empty((group, classes, height, width), torch.float32, logits.device)
         for first in range(0, images, group):
             part = slice(first, first + group)
             inputs = logits[part], labels[part], state[:, part]
@@ -89,8 +87,8 @@ def _cost_backward(
         logits=logits,
         labels=labels,
         **_named_planes(state, options),
-        **_strides("out", out, "nchw"),
-        **_strides("gradient", gradient, "nhw"),
+        **arguments.strides("out", out, "nchw"),
+        **arguments.strides("gradient", gradient, "nhw"),
         **_logits_arguments(logits),
         **cost,
         **merge,
@@ -111,7 +109,7 @@ def _merge_backward(
         labels,
         planes["mean"],
         planes["rstd"],
-        **_strides("out", out, "nchw"),
+        **arguments.strides("out", out, "nchw"),
         **_logits_arguments(logits),
         **merge,
     )
@@ -120,29 +118,13 @@ def _merge_backward(
 def _named_planes(state: Tensor, options: LocalLoss) -> dict[str, Tensor | None]:
     """The score's mean and 1 / std, the highest f_c, and the sum over c != y of exp(f_c - top)."""
     mean, rstd = state[:2] if options.normalize else (None, None)
-    top = state[-2] if len(state) % 2 == 0 else None
+    top = state[-2] if len(state) - 2 * options.normalize == 2 else None
     return {"mean": mean, "rstd": rstd, "top": top, "total": state[-1]}
 
 
 def _logits_arguments(logits: Tensor) -> dict[str, Any]:
     _, classes, height, width = logits.shape
-    return {"H": height, "W": width, "C": classes, **_strides("stride", logits, "nchw")}
-
-
-def _cost_arguments(weight: Tensor | None, options: LocalLoss, classes: int) -> dict[str, Any]:
-    focal = options.cost == "focal"
-    class_weight = None if weight is None or focal else weight.to(torch.float32).contiguous()
-    return {
-        "class_weight": class_weight,
-        "smoothing": options.label_smoothing,
-        "alpha": options.focal_alpha,
-        "gamma": options.focal_gamma,
-        "centre_stride": options.stride,
-        "FOCAL": focal,
-        "WEIGHTED": class_weight is not None,
-        "SMOOTHING": options.label_smoothing > 0,
-        "BOUNDED": options.exp_is_bounded(classes),
-    }
+    return {"H": height, "W": width, "C": classes, **arguments.strides("stride", logits, "nchw")}
 
 
 def _merge_arguments(window: Sequence[float], options: LocalLoss, logits: Tensor) -> dict[str, Any]:
@@ -152,7 +134,7 @@ def _merge_arguments(window: Sequence[float], options: LocalLoss, logits: Tensor
     if strips is None:
         strips = configs.LARGE_WINDOW
     return {
-        "window": _window_table(tuple(window), logits.device) if large else None,
+        "window": arguments.window_table(tuple(window), logits.device) if large else None,
         "WINDOW": None if large else tuple(window),
         "KH": height,
         "KW": width,
@@ -162,38 +144,10 @@ def _merge_arguments(window: Sequence[float], options: LocalLoss, logits: Tensor
         "NORMALIZE": options.normalize,
         "BY_WEIGHT": options.average == "weight",
         "LARGE": large,
-        "num_warps": _num_warps(strips.lanes, logits.device),
+        "num_warps": arguments.num_warps(strips.lanes, logits.device),
     }
 
 
 def _grid(logits: Tensor, merge: dict[str, Any]) -> tuple[int]:
     images, _, height, width = logits.shape
     return (images * triton.cdiv(height, merge["TH"] * merge["G"]) * triton.cdiv(width, merge["TW"]),)
-
-
-def _strides(name: str, tensor: Tensor, dimensions: str) -> dict[str, int]:
-    return {f"{name}_{d}": stride for d, stride in zip(dimensions, tensor.stride(), strict=True)}
-
-
-@functools.lru_cache(maxsize=64)
-def _num_warps(lanes: int, device: torch.device) -> int:
-    """As many warps as give each thread one lane."""
-    size = torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
-    return max(1, lanes // size)
-
-
-@functools.lru_cache(maxsize=64)
-def _window_table(window: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(window, dtype=torch.float32, device=device)
-
-
-def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _empty_like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor)

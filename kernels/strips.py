@@ -24,10 +24,12 @@ kernel = functools.partial(
     do_not_specialize=(
         *("H", "W", "C", "stride_n", "stride_c", "stride_h", "out_n", "out_c", "out_h", "out_w"),
         *("gradient_n", "gradient_h", "gradient_w", "centre_stride"),
+        *("h", "w", "cells", "most_y", "most_x", "span_y", "span_x", "tiles_y", "tiles_x"),
     ),
     do_not_specialize_on_alignment=(
         *("logits", "labels", "mean", "rstd", "top", "total", "losses", "gradient", "cost_gradient", "out"),
-        *("class_weight", "window"),
+        *("class_weight", "window", "source", "bad", "parts", "lower_y", "lower_x", "fraction_y", "fraction_x"),
+        *("base_y", "base_x", "start_y", "start_x", "first_y", "first_x"),
     ),
 )
 

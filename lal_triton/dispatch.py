@@ -9,17 +9,17 @@ from lal_triton import validation
 
 
 @torch.compiler.assume_constant_result  # it reads the environment, which is no part of a graph
-def choose_backend(backend: str, device_type: str, dtype: torch.dtype, upsampled: bool = False) -> str:
+def choose_backend(backend: str, device_type: str, dtype: torch.dtype, upsampling_is_served: bool = True) -> str:
     """The backend for such logits: "auto" is Triton where it serves them, else torch; "triton" runs or raises."""
     validation.check_choice("backend", backend, validation.BACKENDS)
     if backend == "auto":
-        served = device_type == "cuda" and dtype != torch.float64 and not upsampled and _triton_is_installed()
+        served = device_type == "cuda" and dtype != torch.float64 and upsampling_is_served and _triton_is_installed()
         return "triton" if served else "torch"
     if backend == "triton":
-        if upsampled:
+        if not upsampling_is_served:
             raise NotImplementedError(
-                'backend is "triton" and logits smaller than target, expected "torch" or "auto": the kernels do not '
-                "upsample yet"
+                'backend is "triton" and logits hardly smaller than target, expected "torch" or "auto": the kernels '
+                "upsample by 2 and more"
             )
         if dtype == torch.float64:
             raise TypeError('backend is "triton" and logits float64, expected float32, float16 or bfloat16')

@@ -71,11 +71,20 @@ def local_loss(
 ) -> tuple[Tensor, Tensor]:
     *options, backend = options_and_backend
     if backend == "triton":
-        from lal_triton.kernels import launch
-
-        return launch.local_loss(logits, labels, weight, LocalLoss(*options))
+        return _kernels(logits, labels).local_loss(logits, labels, weight, LocalLoss(*options))
     losses = torch_backend.local_loss(logits, labels, weight, LocalLoss(*options))
     return losses, losses.new_empty(0)
+
+
+def _kernels(logits: Tensor, labels: Tensor) -> Any:
+    """The Triton backend's functions for such sizes; importing them needs Triton."""
+    from lal_triton.kernels import launch, launch_upsampled
+
+    return launch_upsampled if _upsampled(logits, labels) else launch
+
+
+def _upsampled(logits: Tensor, labels: Tensor) -> bool:
+    return logits.shape[2:] != labels.shape[1:]
 
 
 def _local_loss_fake(logits: Tensor, labels: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -83,7 +92,8 @@ def _local_loss_fake(logits: Tensor, labels: Tensor, weight: Tensor | None, *res
     *options, backend = rest
     if backend != "triton":
         return losses, losses.new_empty(0)
-    return losses, losses.new_empty(state_planes(LocalLoss(*options), logits.shape[1]), *labels.shape)
+    planes = state_planes(LocalLoss(*options), logits.shape[1], _upsampled(logits, labels))
+    return losses, losses.new_empty(planes, *labels.shape)
 
 
 def local_loss_backward(
@@ -91,9 +101,9 @@ def local_loss_backward(
 ) -> Tensor:
     *options, backend = options_and_backend
     if backend == "triton":
-        from lal_triton.kernels import launch
-
-        return launch.local_loss_backward(gradient, logits, labels, weight, state, LocalLoss(*options))
+        return _kernels(logits, labels).local_loss_backward(
+            gradient, logits, labels, weight, state, LocalLoss(*options)
+        )
     return torch_backend.local_loss_backward(gradient, logits, labels, weight, LocalLoss(*options))
 
 

@@ -2,7 +2,8 @@
 
 A process that interprets cannot compile: run as `python compile_kernels.py CASES`, where CASES is a JSON list of
 [operation, kernel_size, dtype, target, options], without TRITON_INTERPRET. It prints one JSON object per line. Among
-the options, `weighted` stands for class weights, and Triton's `maxnreg` and `waves_per_eu` limit the registers.
+the options, `weighted` stands for class weights, `upsampling` is a ratio, and Triton's `maxnreg` and `waves_per_eu`
+limit the registers.
 """
 
 import json
@@ -18,7 +19,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lal_triton.kernels import backward, forward, launch, statistics
+from lal_triton.kernels import (
+    arguments,
+    backward,
+    forward,
+    launch,
+    launch_upsampled,
+    low_resolution,
+    statistics,
+    upsampled,
+)
 from lal_triton.options import make_options
 
 TARGETS = {
@@ -26,7 +36,7 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int8: "i8"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -42,21 +52,24 @@ class Recorder:
 
 def record(kernel_size: int, dtype: torch.dtype, options: dict[str, Any]) -> dict[str, Recorder]:
     """The launches of one forward and backward, on tensors without memory."""
-    recorders = {
-        "moments_fwd_kernel": Recorder(statistics.moments_fwd_kernel),
-        "local_loss_fwd_kernel": Recorder(forward.local_loss_fwd_kernel),
-        "local_cost_bwd_kernel": Recorder(backward.local_cost_bwd_kernel),
-        "merge_bwd_kernel": Recorder(backward.merge_bwd_kernel),
-    }
-    for name, recorder in recorders.items():
-        setattr(launch, name, recorder)
+    ratio = options.pop("upsampling", 1)
     weighted = options.pop("weighted", False)
     local = make_options(kernel_size=kernel_size, **{"window": "chessboard", "normalize": True, **options})
     logits = torch.empty(2, 19, 65, 129, dtype=dtype, device="meta")
-    labels = torch.empty(2, 65, 129, dtype=torch.int32, device="meta")
+    labels = torch.empty(2, 65 * ratio, 129 * ratio, dtype=torch.int32, device="meta")
     weight = torch.empty(19, device="meta") if weighted else None
-    losses, state = launch.local_loss(logits, labels, weight, local)
-    launch.local_loss_backward(losses, logits, labels, weight, state, local)
+    arguments.dot_precision = lambda device: "bf16x6"
+    host, modules = (
+        (launch, (statistics, forward, backward)) if ratio == 1 else (launch_upsampled, (low_resolution, upsampled))
+    )
+    recorders = {}
+    for module in modules:
+        for name in (name for name in vars(host) if name.endswith("_kernel") and hasattr(module, name)):
+            recorders[name] = Recorder(getattr(module, name))
+    for name, recorder in recorders.items():
+        setattr(host, name, recorder)
+    losses, state = host.local_loss(logits, labels, weight, local)
+    host.local_loss_backward(losses, logits, labels, weight, state, local)
     return recorders
 
 
@@ -76,8 +89,9 @@ def compile_call(recorder: Recorder, target: GPUTarget, limits: dict[str, int]) 
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(kernel, signature, constants)
-    num_warps = kwargs["num_warps"] * 32 // target.warp_size  # a lane is a thread
-    return triton.compile(source, target=target, options={"num_warps": num_warps, **limits})
+    num_warps = max(1, kwargs["num_warps"] * 32 // target.warp_size)  # a lane is a thread
+    stages = {name: kwargs[name] for name in ("num_stages",) if name in kwargs}
+    return triton.compile(source, target=target, options={"num_warps": num_warps, **stages, **limits})
 
 
 def resources(compiled: Any, target: GPUTarget) -> dict[str, Any]:

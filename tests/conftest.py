@@ -1,10 +1,29 @@
 """The kernels run natively where there is a GPU and in Triton's interpreter elsewhere."""
 
+import math
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """The kernels' outputs start as NaN, so that an element that is never written shows; gives the buffers' shapes."""
+    from lal_triton.kernels import arguments
+
+    shapes = []
+    empty, empty_like = arguments.empty, arguments.empty_like
+
+    def poisoned(tensor):
+        shapes.append(tuple(tensor.shape))
+        return tensor.fill_(math.nan if tensor.is_floating_point() else 77)
+
+    monkeypatch.setattr(arguments, "empty", lambda *shape_and_type: poisoned(empty(*shape_and_type)))
+    monkeypatch.setattr(arguments, "empty_like", lambda tensor: poisoned(empty_like(tensor)))
+    return shapes

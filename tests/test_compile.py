@@ -33,6 +33,7 @@ def shipped_cases():
                     yield from ([operation, kernel_size, dtype, target, {}] for dtype in DTYPES)
                 elif (i + j + k) % 3 < targets_of[kernel_size]:
                     yield [operation, kernel_size, DTYPES[(i + k) % 3], target, {}]
+    yield from upsampled_cases(everything)
     plain = {"normalize": False, "window": "uniform"}
     yield ["local_loss_fwd", 1, "float32", "sm_90", plain]
     yield ["local_cost_bwd", 1, "bfloat16", "sm_90", plain]
@@ -40,6 +41,30 @@ def shipped_cases():
     yield ["local_loss_fwd", 3, "float32", "sm_90", {"cost": "focal", "normalize": False}]
     yield ["local_loss_fwd", 11, "float32", "sm_90", {}]
     yield ["merge_bwd", 11, "float32", "gfx942", {}]
+
+
+def upsampled_cases(everything):
+    """Frames of all sizes; of the logits' dtype only the kernels at low resolution know."""
+    for i, (operation, dtype) in enumerate(zip(("centre_fwd", "gather_bwd"), DTYPES[1:], strict=True)):
+        yield [operation, 5, dtype, TARGETS[i], {"upsampling": 4}]
+    yield ["interpolated_rstd", 5, "float32", "sm_90", {"upsampling": 8}]
+    plain = {"normalize": False, "window": "uniform"}
+    settings = [
+        (1, {"upsampling": 4, **plain}),
+        (1, {"upsampling": 2, "cost": "focal", **plain}),
+        (3, {"upsampling": 4, "label_smoothing": 0.1, "weighted": True}),
+        (5, {"upsampling": 4}),
+        (5, {"upsampling": 8}),
+        (5, {"upsampling": 4, "align_corners": True}),
+        (7, {"upsampling": 4}),
+        (9, {"upsampling": 2}),
+        (5, {"upsampling": 2, "label_smoothing": 0.1, "weighted": True}),
+    ]
+    for operation in ("upsampled_loss_fwd", "upsampled_loss_bwd"):
+        for i, (kernel_size, options) in enumerate(settings):
+            for j, target in enumerate(TARGETS):
+                if everything or i % 3 == j or target == "sm_90":
+                    yield [operation, kernel_size, "float32", target, options]
 
 
 def compile_cases(cases):

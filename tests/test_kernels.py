@@ -13,18 +13,11 @@ from lal_triton.kernels import configs, launch
 from lal_triton.labels import INVALID, VOID, encode_labels
 from lal_triton.options import LocalLoss, make_options
 
+pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CHEAP_TILE = configs.Strips(rows=2, columns=8, strips=4)  # the interpreter's time grows with the rows of a strip
 choose_strips = configs.choose_strips
 SMALL_TILE = configs.Strips(rows=2, columns=4, strips=1)
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Outputs start as NaN, so that an element that is never written shows."""
-    empty, empty_like = launch._empty, launch._empty_like
-    monkeypatch.setattr(launch, "_empty", lambda *arguments: empty(*arguments).fill_(math.nan))
-    monkeypatch.setattr(launch, "_empty_like", lambda tensor: empty_like(tensor).fill_(math.nan))
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +248,7 @@ def test_images_in_groups(monkeypatch, dtype):
     labels = make_labels(logits)
     whole = check(logits, labels, lal())
     for images in (0, 2):
-        monkeypatch.setattr(launch, "SCRATCH_BYTES", images * 4 * logits[0].numel())
+        monkeypatch.setattr(configs, "SCRATCH_BYTES", images * 4 * logits[0].numel())
         grouped = evaluate(logits, labels, lal())
         assert torch.equal(grouped[1], whole[1])
 

@@ -25,10 +25,10 @@ def small_bands(monkeypatch):
     monkeypatch.setattr(bilinear, "_CHUNK_ELEMENTS", 1)
 
 
-def make_upsampled(options, size=(16, 20), low=LOW, **problem):
-    """Logits `[3, 4, *low]`, and a target of the given size with blocks of labels, single pixels, and void."""
-    logits, _, _ = make_case({}, (3, 4, *low), **problem)
-    _, target, filled = make_case(options, (3, 4, *size), **problem)
+def make_upsampled(options, size=(16, 20), low=LOW, images=3, **problem):
+    """Logits `[images, 4, *low]`, and a target of the given size with blocks of labels, single pixels, and void."""
+    logits, _, _ = make_case({}, (images, 4, *low), **problem)
+    _, target, filled = make_case(options, (images, 4, *size), **problem)
     coarse = target[:, ::3, ::3].repeat_interleave(3, 1).repeat_interleave(3, 2)[:, : size[0], : size[1]]
     mixed = torch.rand(size, generator=torch.Generator().manual_seed(2)).to(DEVICE) < 0.5
     return logits, torch.where(mixed, coarse, target), filled

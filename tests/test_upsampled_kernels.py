@@ -1,0 +1,224 @@
+"""The Triton kernels of the loss through an upsampling, by the usual criterion: interpreted, or native on a GPU."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import DEVICE, OPTIONS, make_problem, value_and_gradient
+from test_backends import assert_matches_reference
+from test_upsampling import make_upsampled
+
+pytest.importorskip("triton")
+
+from lal_triton import LocallyAdaptiveLoss, dispatch, functional
+from lal_triton.kernels import configs
+from lal_triton.kernels.configs import upsampling_is_served
+from lal_triton.options import make_options
+
+pytestmark = pytest.mark.usefixtures("poison")
+LOW, SIZE = (2, 5), (8, 20)  # two tiles and a half
+LAL = make_options(kernel_size=5, window="chessboard", normalize=True)
+
+
+def make_small(options, size=SIZE, low=LOW, **problem):
+    return make_upsampled(options, size, low, images=2, **problem)
+
+
+def check(options, size=SIZE, low=LOW, dtype=torch.float32, **problem):
+    logits, target, options = make_small(options, size, low, **problem)
+    assert_matches_reference(logits, target, "triton", dtype, **options)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option(name):
+    """With either align_corners in turn."""
+    check({**OPTIONS[name], "align_corners": list(OPTIONS).index(name) % 2 == 1})
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("low", "size"),
+    [
+        ((4, 4), (8, 8)),
+        ((2, 2), (16, 16)),
+        ((1, 1), (16, 16)),
+        ((1, 2), (5, 32)),
+        ((2, 4), (16, 8)),
+        ((3, 4), (13, 11)),
+        ((3, 5), (7, 13)),
+        ((1, 1), (1, 2)),
+        ((2, 3), (1, 12)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 1, "normalize": False}], ids=["lal", "cross_entropy"])
+def test_every_ratio(low, size, align_corners, options):
+    # an interpolation of few pixels has few independent rows; with a small eps their gradient is rounding noise
+    check({**options, "align_corners": align_corners, "eps": 0.1}, size, low)
+
+
+@pytest.mark.parametrize("kernel_size", [7, (9, 3)])
+def test_windows_with_larger_frames(kernel_size):
+    check({"kernel_size": kernel_size}, (12, 8), (3, 2))
+
+
+def test_windows_that_need_a_smaller_tile():
+    check({"kernel_size": 9}, (12, 8), (6, 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"cost": "focal"}], ids=str)
+def test_large_logits(options):
+    check({"normalize": False, "kernel_size": 3, **options}, scale=1e3)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_common_offset(normalize):
+    check({"normalize": normalize}, offset=1e3)
+
+
+def test_many_classes():
+    """More than one block of them, the last one not full."""
+    logits = make_problem((1, 70, *LOW))[0]
+    target = make_problem((1, 70, *SIZE), labels=70)[1]
+    assert_matches_reference(logits, target, "triton", kernel_size=3)
+    assert_matches_reference(logits, target, "triton", kernel_size=3, normalize=False, label_smoothing=0.1)
+
+
+def test_corners_that_cancel():
+    sign = torch.tensor([1.0, -1.0], device=DEVICE)
+    logits, target, _ = make_small({}, scale=100.0)
+    logits = logits[:, :, :1, :1] * sign.repeat(3)[: LOW[1]] * sign[:, None]
+    logits = logits + 1e-3 * make_problem((2, 4, *LOW), seed=5)[0]
+    for align_corners in (False, True):
+        assert_matches_reference(logits, target, "triton", align_corners=align_corners)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 1, "normalize": False, "reduction": "none"}], ids=str)
+def test_half_precision(dtype, options):
+    check(options, dtype=dtype)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded"])
+def test_layouts(layout):
+    logits, target, _ = make_small({})
+    if layout == "channels_last":
+        logits = logits.to(memory_format=torch.channels_last)
+    elif layout == "sliced":
+        logits = torch.stack([logits, torch.full_like(logits, math.nan)], -1).flatten(3)[..., ::2]
+    else:
+        logits = logits[:1].expand(2, -1, -1, -1)
+    before = logits.clone()
+    target = target.transpose(1, 2).contiguous().transpose(1, 2)
+    assert_matches_reference(logits, target, "triton", kernel_size=3, reduction="none")
+    assert torch.equal(logits, before)
+
+
+def test_images_in_groups(monkeypatch):
+    logits, target, _ = make_upsampled({}, SIZE, LOW)
+    target[-1] = target[0]
+    results = []
+    for scratch in (configs.SCRATCH_BYTES, 0):
+        monkeypatch.setattr(configs, "SCRATCH_BYTES", scratch)
+        results.append(value_and_gradient(logits, target, torch.float32, backend="triton", reduction="none"))
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_results_are_reproducible():
+    logits, target, _ = make_small({})
+    first, second = (value_and_gradient(logits, target, torch.float32, backend="triton") for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_all_void():
+    logits, target, _ = make_small({})
+    loss, gradient = value_and_gradient(logits, torch.full_like(target, 255), torch.float32, backend="triton")
+    assert loss == 0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_labels_out_of_range():
+    logits, target, _ = make_small({})
+    labels, _ = torch.ops.lal_triton.prepare(target, None, None, 4, 1, 255, torch.float32)
+    labels[0, 3, 4] = -2
+    losses, _ = torch.ops.lal_triton.local_loss(logits, labels, None, *LAL, "triton")
+    assert losses[0, 3, 4].isnan()
+    assert losses.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_logits_stay_in_their_window(bad):
+    low, size = (3, 5), (12, 20)
+    clean, target, _ = make_small({}, size, low)
+    logits = clean.clone()
+    logits[0, 1, 0, 1] = bad
+    near = torch.zeros(2, 1, *low, device=DEVICE)
+    near[0, 0, 0, 1] = 1
+    touched = F.interpolate(near, size, mode="bilinear")
+    inside = F.max_pool2d(touched, 3, 1, 1)[:, 0] > 0
+    options = {"reduction": "none", "backend": "triton", "kernel_size": 3}
+    loss, gradient = value_and_gradient(logits, target, torch.float32, **options)
+    expected, expected_gradient = value_and_gradient(clean, target, torch.float32, **options)
+    assert not loss[(touched[:, 0] > 0) & (target != 255)].isfinite().any()
+    torch.testing.assert_close(loss[~inside], expected[~inside])
+    assert not gradient[0, :, 0, 1].isfinite().any()
+    far = F.max_pool2d(near, 5, 1, 2)[:, 0] == 0
+    assert far[0].any()
+    torch.testing.assert_close(
+        gradient.movedim(1, -1)[far], expected_gradient.movedim(1, -1)[far], rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kernel_size", [1, 5])
+def test_no_buffer_is_as_large_as_the_upsampled_logits(poison, kernel_size):
+    """At a ratio of 4 they hold a quarter of it each; what has no class dimension is a plane or two."""
+    classes = 40
+    logits = make_problem((1, classes, 4, 4))[0]
+    target = make_problem((1, classes, 16, 16))[1]
+    value_and_gradient(logits, target, torch.float32, backend="triton", kernel_size=kernel_size)
+    upsampled = classes * target.numel()
+    assert max(math.prod(shape) for shape in poison) <= upsampled / 3
+    assert (1, classes, 4, 4) in poison  # the gradient: the list is that of this step
+
+
+def test_modules_and_a_full_graph():
+    logits, target, _ = make_small({})
+    expected = functional.locally_adaptive_loss(logits.double(), target, kernel_size=3, backend="reference")
+    loss = LocallyAdaptiveLoss(3, backend="triton")
+    leaf = logits.requires_grad_()
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        value = function(leaf, target)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+        assert torch.autograd.grad(value, leaf)[0].isfinite().all()
+
+
+def test_opcheck():
+    logits, target, _ = make_small({})
+    labels, _ = torch.ops.lal_triton.prepare(target, None, None, 4, 1, 255, torch.float32)
+    for options in (LAL, make_options()):
+        arguments = (logits.detach().requires_grad_(), labels, None, *options, "triton")
+        torch.library.opcheck(torch.ops.lal_triton.local_loss.default, arguments)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+def test_ratios_of_two_and_more_are_served(kernel_size, align_corners):
+    from lal_triton.kernels.launch_upsampled import _tables
+
+    options = make_options(kernel_size=kernel_size, align_corners=align_corners)
+    for low in [(size, 2 * size // 3 + 1) for size in range(1, 40)]:
+        for ratio in (2, 2.5, 4, 8, 16):
+            high = tuple(int(ratio * size) for size in low)
+            assert upsampling_is_served(low, high, options)
+            _tables(low, high, align_corners, (kernel_size, kernel_size), torch.device("cpu"))  # or it raises
+
+
+def test_other_ratios_take_the_torch_backend(monkeypatch):
+    logits, target = make_problem((1, 3, 7, 9))[0], make_problem((1, 3, 8, 9))[1]
+    with pytest.raises(NotImplementedError, match="hardly smaller than target"):
+        functional.locally_adaptive_loss(logits, target, backend="triton")
+    monkeypatch.setattr(dispatch, "_triton_is_installed", lambda: True)
+    for served, backend in ((True, "triton"), (False, "torch")):
+        assert dispatch.choose_backend("auto", "cuda", torch.float32, served) == backend
