@@ -35,7 +35,7 @@ LARGE_WINDOW = Strips(rows=1, columns=64, strips=2)
 MOMENTS_BLOCK = 128
 
 
-SCRATCH_BYTES = 64 * 2**20  # of a backward, which takes as many images at once as fit (at least one)
+SCRATCH_BYTES = 64 * 2**20  # of a backward, which takes as many images, or rows of tiles, at once as fit
 
 # The loss through an upsampling: the tiles of pixels to choose from, and the slots of a frame of low-resolution pixels,
 # which is the depth of the products on the tensor cores.

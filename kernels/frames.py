@@ -17,12 +17,14 @@ from lal_triton.kernels.strips import load_tap
 
 
 @triton.jit
-def place_tile(tile, H, W, base_y, base_x, TY: tl.constexpr, TX: tl.constexpr):
-    """The image of a tile, its pixels' rows and columns, and where its frame begins."""
-    down = tl.cdiv(H, TY)
+def place_tile(tile, first, down, W, base_y, base_x, TY: tl.constexpr, TX: tl.constexpr):
+    """The image of a tile, its pixels' rows and columns, and where its frame begins.
+
+    Tiles are numbered through `down` rows of them, from row `first`, of each image.
+    """
     across = tl.cdiv(W, TX)
     n = (tile // across // down).to(tl.int64)
-    y = tile // across % down
+    y = first + tile // across % down
     x = tile % across
     lane = tl.arange(0, TY * TX)
     return n, y * TY + lane // TX, x * TX + lane % TX, tl.load(base_y + y), tl.load(base_x + x)

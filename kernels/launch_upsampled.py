@@ -1,7 +1,10 @@
 """From tensors and options to kernel launches, where the labels are finer than the logits."""
 
+import bisect
 import functools
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +25,12 @@ class Tables(NamedTuple):
     fraction: Tensor
     base: Tensor
     start: Tensor  # [low + 1], the first full-resolution pixel of each cell
-    first: Tensor  # [low], the first tile whose frame may hold it
+    first: Tensor  # [low], the first tile whose frame holds it
     tile: int
     span: int
     most_pixels: int  # of a cell
     most_tiles: int  # whose frames hold the same low-resolution pixel
+    tiles: tuple[tuple[int, int], ...]  # [low], which tiles those of a low-resolution pixel and the one before it are
 
     @classmethod
     def of(cls, axis: Axis, device: torch.device) -> "Tables":
@@ -34,6 +38,7 @@ class Tables(NamedTuple):
         start = torch.searchsorted(axis.lower, low)
         first = torch.searchsorted(axis.base + axis.span, low[:-1], right=True)
         last = torch.searchsorted(axis.base, low[:-1], right=True)
+        earlier = torch.cat([first[:1], first[:-1]])
         return cls(
             lower=axis.lower.int().to(device),
             fraction=axis.fraction.float().to(device),
@@ -44,6 +49,7 @@ class Tables(NamedTuple):
             span=axis.span,
             most_pixels=int(start.diff().max()),
             most_tiles=int((last - first).max()),
+            tiles=tuple(zip(earlier.tolist(), last.tolist(), strict=True)),
         )
 
 
@@ -77,7 +83,7 @@ def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: L
         source, bad = _centre(logits)
         if options.normalize:
             _interpolated_rstd(state[0], source, tables, options)
-        upsampled_loss_fwd_kernel[_grid(labels, tables)](
+        upsampled_loss_fwd_kernel[(len(labels) * len(tables[0].base) * len(tables[1].base),)](
             losses,
             source=source,
             bad=bad,
@@ -102,20 +108,25 @@ def local_loss_backward(
     labels = labels.contiguous()
     tables = _tables_of(logits, labels, options)
     down, across = tables
-    shape = (_grid(labels[:1], tables)[0], down.span * across.span, classes + 4 * options.normalize)
-    group = min(images, max(1, configs.SCRATCH_BYTES // (4 * shape[0] * shape[1] * shape[2])))
+    row_shape = (len(across.base), down.span * across.span, classes + 4 * options.normalize)
+    affordable = configs.SCRATCH_BYTES // (4 * math.prod(row_shape))
+    group = min(images, max(1, affordable // len(down.base)))
+    bands = list(_bands(down, affordable))
+    most_rows = max(band.tiles for band in bands)
     with arguments.on_device(logits):
-        scratch = arguments.empty((group * shape[0], *shape[1:]), torch.float32, logits.device)
+        scratch = arguments.empty((group * most_rows, *row_shape), torch.float32, logits.device)
         source, bad = _centre(logits)
-        for first in range(0, images, group):
+        for first, band in itertools.product(range(0, images, group), bands):
             part = slice(first, first + group)
-            upsampled_loss_bwd_kernel[_grid(labels[part], tables)](
+            upsampled_loss_bwd_kernel[(len(labels[part]) * band.tiles * len(across.base),)](
                 scratch,
                 gradient[part],
                 source=source[part],
                 bad=bad[part],
                 labels=labels[part],
                 **_named_planes(state[:, part], options),
+                first_tile=band.first_tile,
+                tiles_y=band.tiles,
                 span_y=down.span,
                 span_x=across.span,
                 **arguments.strides("gradient", gradient, "nhw"),
@@ -123,8 +134,28 @@ def local_loss_backward(
                 **arguments.cost_arguments(weight, options, classes),
                 CLASSES=configs.CLASSES_BACKWARD,
             )
-            _gather(out[part], scratch, source[part], tables, options)
+            _gather(out[part], scratch, source[part], band, tables, options)
     return out
+
+
+class Band(NamedTuple):
+    """Rows of the logits whose gradient is made at once, and the rows of tiles that it needs."""
+
+    first_row: int
+    rows: int
+    first_tile: int
+    tiles: int
+
+
+def _bands(down: Tables, affordable: int) -> Iterator[Band]:
+    """Bands of at most `affordable` rows of tiles, or as many as one row of logits needs."""
+    row = 0
+    while row < len(down.tiles):
+        first_tile, needed = down.tiles[row]
+        end = max(needed, min(first_tile + affordable, len(down.base)))
+        last_row = bisect.bisect_right(down.tiles, end, key=lambda tiles: tiles[1])
+        yield Band(row, last_row - row, first_tile, end - first_tile)
+        row = last_row
 
 
 def _centre(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,16 +198,24 @@ def _interpolated_rstd(rstd: Tensor, source: Tensor, tables: tuple[Tables, Table
     )
 
 
-def _gather(out: Tensor, parts: Tensor, source: Tensor, tables: tuple[Tables, Tables], options: LocalLoss) -> None:
+def _gather(
+    out: Tensor,
+    parts: Tensor,
+    source: Tensor,
+    band: Band,
+    tables: tuple[Tables, Tables],
+    options: LocalLoss,
+) -> None:
     images, height, width, classes = source.shape
-    axes: list[Any] = []
-    for axis in tables:
-        axes += [axis.first, axis.base, len(axis.base), axis.span, axis.most_tiles]
-    gather_bwd_kernel[(images * triton.cdiv(height * width, configs.LOW_RESOLUTION_BLOCK),)](
+    down, across = tables
+    gather_bwd_kernel[(images * triton.cdiv(band.rows * width, configs.LOW_RESOLUTION_BLOCK),)](
         out,
         parts,
         source,
-        *axes,
+        *(down.first, down.base, band.first_tile, band.tiles, down.span, down.most_tiles),
+        *(across.first, across.base, 0, len(across.base), across.span, across.most_tiles),
+        band.first_row,
+        band.rows,
         height,
         width,
         classes,
@@ -231,11 +270,6 @@ def _low_resolution_arguments(tensor: Tensor) -> dict[str, int]:
         "CLASSES": configs.LOW_RESOLUTION_CLASSES,
         "num_warps": arguments.num_warps(configs.LOW_RESOLUTION_LANES, tensor.device),
     }
-
-
-def _grid(labels: Tensor, tables: Sequence[Tables]) -> tuple[int]:
-    down, across = tables
-    return (len(labels) * len(down.base) * len(across.base),)
 
 
 def _named_planes(state: Tensor, options: LocalLoss) -> dict[str, Tensor | None]:

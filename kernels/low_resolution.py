@@ -157,20 +157,23 @@ def interpolated_rstd_kernel(
 
 @triton.jit
 def sum_tiles(parts, pitch, n, y, x, channel, mask, axis_y, axis_x):
-    """What the tiles whose frame holds low-resolution pixel (y, x) have for it, summed in their order."""
-    first_y, base_y, tiles_y, span_y, most_y = axis_y
-    first_x, base_x, tiles_x, span_x, most_x = axis_x
+    """What the tiles whose frame holds low-resolution pixel (y, x) have for it, summed in their order.
+
+    An axis is (the first of them for each pixel, base, the first tile that has a part, their number, span, most tiles).
+    """
+    first_y, base_y, begin_y, tiles_y, span_y, most_y = axis_y
+    first_x, base_x, _, tiles_x, span_x, most_x = axis_x
     total = tl.zeros(mask.shape, tl.float32)
     tile_y = tl.load(first_y + y, mask=y >= 0, other=0)
     tile_x = tl.load(first_x + x, mask=x >= 0, other=0)
     for k in range(most_y * most_x):
         ty = tile_y + k // most_x
         tx = tile_x + k % most_x
-        listed = (ty < tiles_y) & (tx < tiles_x) & (y >= 0) & (x >= 0)
+        listed = (ty < begin_y + tiles_y) & (tx < tiles_x) & (y >= 0) & (x >= 0)
         slot_y = y - tl.load(base_y + ty, mask=listed, other=0)
         slot_x = x - tl.load(base_x + tx, mask=listed, other=0)
         listed = listed & (slot_y >= 0) & (slot_y < span_y) & (slot_x >= 0) & (slot_x < span_x)
-        part = ((n * tiles_y + ty) * tiles_x + tx) * span_y * span_x + slot_y * span_x + slot_x
+        part = ((n * tiles_y + ty - begin_y) * tiles_x + tx) * span_y * span_x + slot_y * span_x + slot_x
         total += tl.load(parts + part * pitch + channel, mask=mask & listed, other=0.0)
     return total
 
@@ -182,14 +185,18 @@ def gather_bwd_kernel(
     source,
     first_y,
     base_y,
+    begin_y,
     tiles_y,
     span_y,
     most_y,
     first_x,
     base_x,
+    begin_x,
     tiles_x,
     span_x,
     most_x,
+    first_row,
+    rows,
     h,
     w,
     C,
@@ -201,16 +208,16 @@ def gather_bwd_kernel(
     BLOCK: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    """The gradient of the logits: the tiles' parts, less sum_j T(i, j) x(j) over the neighbours j of each pixel i."""
-    axis_y = (first_y, base_y, tiles_y, span_y, most_y)
-    axis_x = (first_x, base_x, tiles_x, span_x, most_x)
-    area = h.to(tl.int64) * w
+    """The gradient of rows of the logits: the tiles' parts, less sum_j T(i, j) x(j) over each pixel's neighbours j."""
+    axis_y = (first_y, base_y, begin_y, tiles_y, span_y, most_y)
+    axis_x = (first_x, base_x, begin_x, tiles_x, span_x, most_x)
+    area = rows.to(tl.int64) * w
     blocks = tl.cdiv(area, BLOCK)
     n = (tl.program_id(0) // blocks).to(tl.int64)
     pixel = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK))[:, None]
     inside = pixel < area
     pixel = tl.minimum(pixel, area - 1)
-    y = (pixel // w).to(tl.int32)
+    y = first_row + (pixel // w).to(tl.int32)
     x = (pixel % w).to(tl.int32)
     pitch = C
     slopes = ()
@@ -222,7 +229,7 @@ def gather_bwd_kernel(
             channel = C + plane(k)
             slopes = slopes + (sum_tiles(parts, pitch, n, corner_y, corner_x, channel, inside, axis_y, axis_x),)
     out += n * out_n + y.to(tl.int64) * out_h + x.to(tl.int64) * out_w
-    source += (n * area + pixel) * C
+    source += ((n * h + y) * w + x) * C
     for c0 in range(0, C, CLASSES):
         c = c0 + tl.arange(0, CLASSES)[None, :]
         mask = inside & (c < C)

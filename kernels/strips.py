@@ -25,6 +25,7 @@ kernel = functools.partial(
         *("H", "W", "C", "stride_n", "stride_c", "stride_h", "out_n", "out_c", "out_h", "out_w"),
         *("gradient_n", "gradient_h", "gradient_w", "centre_stride"),
         *("h", "w", "cells", "most_y", "most_x", "span_y", "span_x", "tiles_y", "tiles_x"),
+        *("begin_y", "begin_x", "first_tile", "first_row", "rows"),
     ),
     do_not_specialize_on_alignment=(
         *("logits", "labels", "mean", "rstd", "top", "total", "losses", "gradient", "cost_gradient", "out"),

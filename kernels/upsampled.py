@@ -86,7 +86,7 @@ def upsampled_loss_fwd_kernel(
     BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    n, row, col, frame_y, frame_x = place_tile(tl.program_id(0), H, W, base_y, base_x, TY, TX)
+    n, row, col, frame_y, frame_x = place_tile(tl.program_id(0), 0, tl.cdiv(H, TY), W, base_y, base_x, TY, TX)
     pixel = n * H * W + lane_offset(row, col, W, 1)
     labels += pixel
     if NORMALIZE:
@@ -167,6 +167,8 @@ def upsampled_loss_bwd_kernel(
     H,
     W,
     C,
+    first_tile,
+    tiles_y,
     span_y,
     span_x,
     gradient_n,
@@ -191,9 +193,9 @@ def upsampled_loss_bwd_kernel(
     BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Per tile and slot of its frame, `[tiles, span_y span_x, C]`: A^T G; with NORMALIZE four more, the planes of T."""
+    """Of tiles_y rows of tiles, `[tiles, span_y span_x, C]`: A^T G; with NORMALIZE four more, the planes of T."""
     tile = tl.program_id(0)
-    n, row, col, frame_y, frame_x = place_tile(tile, H, W, base_y, base_x, TY, TX)
+    n, row, col, frame_y, frame_x = place_tile(tile, first_tile, tiles_y, W, base_y, base_x, TY, TX)
     pixel = n * H * W + lane_offset(row, col, W, 1)
     labels += pixel
     if NORMALIZE:

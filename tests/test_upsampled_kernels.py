@@ -115,14 +115,23 @@ def test_layouts(layout):
     assert torch.equal(logits, before)
 
 
-def test_images_in_groups(monkeypatch):
-    logits, target, _ = make_upsampled({}, SIZE, LOW)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_scratch_may_be_small(monkeypatch, poison, normalize):
+    """Images in groups, and rows of tiles in bands: the same bits."""
+    logits, target, _ = make_small({}, (32, 8), (8, 2))
     target[-1] = target[0]
-    results = []
-    for scratch in (configs.SCRATCH_BYTES, 0):
-        monkeypatch.setattr(configs, "SCRATCH_BYTES", scratch)
-        results.append(value_and_gradient(logits, target, torch.float32, backend="triton", reduction="none"))
-    assert torch.equal(results[0][1], results[1][1])
+    results, rows, row_bytes = [], [], 1
+    for affordable in (8, 4, 0):
+        monkeypatch.setattr(configs, "SCRATCH_BYTES", affordable * row_bytes if rows else configs.SCRATCH_BYTES)
+        poison.clear()
+        options = {"backend": "triton", "reduction": "none", "kernel_size": 3, "normalize": normalize}
+        results.append(value_and_gradient(logits, target, torch.float32, **options))
+        (scratch,) = (shape for shape in poison if len(shape) == 4 and shape[1] == 1)  # a single column of tiles
+        rows.append(scratch[0])
+        row_bytes = 4 * math.prod(scratch[1:])
+    assert rows == [8, 4, 3]
+    for other in results[1:]:
+        assert torch.equal(results[0][1], other[1])
 
 
 def test_results_are_reproducible():
