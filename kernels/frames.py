@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: RUF005
 """Tiles of full-resolution pixels, and the frame of low-resolution ones that they mix.
 
 A merged pixel is f(p) = sum_i A(p, i) x(i) with A(p, i) = 1/xi(p) sum_q M(p, q) rstd(q) B(q, i), for the masked window
@@ -41,10 +42,10 @@ def frame_pixels(n, y, x, h, w, SY: tl.constexpr, SX: tl.constexpr):
 
 @triton.jit
 def source_slot(lower, fraction, pixel, size, base):
-    """Along one axis, `[P, 1]`: the lower of a pixel's two slots, and the weight of the next."""
+    """Along one axis, `[P]`: the lower of a pixel's two slots, and the weight of the next."""
     inside = (pixel >= 0) & (pixel < size)
     slot = tl.load(lower + pixel, mask=inside, other=0) - base
-    return slot[:, None], tl.load(fraction + pixel, mask=inside, other=0.0)[:, None]
+    return slot, tl.load(fraction + pixel, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -58,6 +59,34 @@ def spread(slot, upper, S: tl.constexpr):
 def spread_product(slot, upper, S: tl.constexpr):
     """The product of the two at the lower slot, `[P, S]`."""
     return tl.where(tl.arange(0, S)[None, :] == slot, upper * (1.0 - upper), 0.0)
+
+
+@triton.jit
+def zeros(like, S: tl.constexpr):
+    values = ()
+    for _ in tl.static_range(S):
+        values = values + (tl.zeros(like.shape, tl.float32),)
+    return values
+
+
+@triton.jit
+def add_spread(values, weight, slot, upper, S: tl.constexpr):
+    """`values` of S slots plus weight x the bilinear weights, one value to a lane."""
+    total = ()
+    for s in tl.static_range(S):
+        part = tl.where(slot == s, 1.0 - upper, tl.where(slot == s - 1, upper, 0.0))
+        total = total + (values[s] + weight * part,)
+    return total
+
+
+@triton.jit
+def pack(values, first: tl.constexpr, step: tl.constexpr, S: tl.constexpr):
+    """Every step-th of S values `[P]`, from `first`, as one block `[P, 2, 2, ...]`."""
+    if step == S:
+        block = values[first]
+    else:
+        block = tl.join(pack(values, first, 2 * step, S), pack(values, first + step, 2 * step, S))
+    return block
 
 
 @triton.jit
@@ -78,15 +107,17 @@ def mix(
     mixture = tl.zeros([P, SY, SX], tl.float32)
     xi = tl.zeros([P], tl.float32)
     for i in range(KH):
-        along = tl.zeros([P, SX], tl.float32)
+        along = zeros(own, SX)
         for j in range(KW):
             near, scale, _logit = load_tap(site, (), i - KH // 2, j - KW // 2, 0.0, NORMALIZE, False)
             w = tl.load(window + i * KW + j)
             xi += tl.where(near == own, w if BY_WEIGHT else 1.0, 0.0)
+            weight = tl.where(near == own, w * scale, 0.0)
             slot, upper = source_slot(lower_x, fraction_x, col + (j - KW // 2), W, base_x)
-            along += tl.where(near == own, w * scale, 0.0)[:, None] * spread(slot, upper, SX)
+            along = add_spread(along, weight, slot, upper, SX)
         slot, upper = source_slot(lower_y, fraction_y, row + (i - KH // 2), H, base_y)
-        mixture += spread(slot, upper, SY)[:, :, None] * along[:, None, :]
+        down = spread(slot[:, None], upper[:, None], SY)
+        mixture += down[:, :, None] * tl.reshape(pack(along, 0, 1, SX), [P, 1, SX])
     inverse = tl.where(xi > 0, tl.div_rn(1.0, xi), 0.0)
     return tl.reshape(mixture, [P, SY * SX]) * inverse[:, None], inverse
 
@@ -117,8 +148,8 @@ def variance_slopes(
     diagonal = tl.zeros([P, SY, SX], tl.float32)
     for i in range(KH):
         slot, upper = source_slot(lower_y, fraction_y, row + (i - KH // 2), H, base_y)
-        down = spread(slot, upper, SY)
-        down_product = spread_product(slot, upper, SY)[:, :, None]
+        down = spread(slot[:, None], upper[:, None], SY)
+        down_product = spread_product(slot[:, None], upper[:, None], SY)[:, :, None]
         along = tl.sum(slope * down[:, :, None], 1)
         squares = tl.zeros([P, SX], tl.float32)
         products = tl.zeros([P, SX], tl.float32)
@@ -126,10 +157,10 @@ def variance_slopes(
             near, rstd, _logit = load_tap(site, (), i - KH // 2, j - KW // 2, 0.0, True, False)
             w = tl.load(window + i * KW + j)
             slot, upper = source_slot(lower_x, fraction_x, col + (j - KW // 2), W, base_x)
-            across = spread(slot, upper, SX)
+            across = spread(slot[:, None], upper[:, None], SX)
             value = tl.where(near == own, w * rstd, 0.0) * tl.sum(along * across, 1) * rstd * rstd
             squares += value[:, None] * across * across
-            products += value[:, None] * spread_product(slot, upper, SX)
+            products += value[:, None] * spread_product(slot[:, None], upper[:, None], SX)
         down_square = (down * down)[:, :, None]
         same += down_square * squares[:, None, :]
         right += down_square * products[:, None, :]

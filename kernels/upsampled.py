@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 
 from lal_triton.kernels.cost import class_weight_sum, cost_slope, local_cost, surprise_and_miss
+from lal_triton.kernels.forward import gather_weights
 from lal_triton.kernels.frames import frame_pixels, mix, place_tile, variance_slopes
-from lal_triton.kernels.strips import INVALID, LOG2E, VOID, is_inside, kernel, lane_offset
+from lal_triton.kernels.strips import INVALID, LOG2E, VOID, is_inside, kernel, lane_offset, load_own_labels
 
 
 @triton.jit
@@ -30,19 +31,6 @@ def own_logit(source, pixels, mixture, own, C):
 def is_spoiled(bad, pixels, mixture):
     """Whether some slot that a pixel mixes holds a logit that is not finite."""
     return tl.max(tl.where((mixture != 0) & (tl.load(bad + pixels)[None, :] > 0), 1, 0), 1) > 0
-
-
-@triton.jit
-def load_own(labels, row, col, H, W):
-    return tl.load(labels, mask=is_inside(row, col, H, W), other=VOID)
-
-
-@triton.jit
-def load_own_weight(class_weight, own, WEIGHTED: tl.constexpr):
-    weight = tl.where(own >= 0, 1.0, 0.0)
-    if WEIGHTED:
-        weight = tl.load(class_weight + own, mask=own >= 0, other=0.0)
-    return weight
 
 
 @kernel
@@ -91,7 +79,7 @@ def upsampled_loss_fwd_kernel(
     labels += pixel
     if NORMALIZE:
         rstd += pixel
-    own = load_own(labels, row, col, H, W)
+    own = load_own_labels(labels, row, col, H, W, 1)[0]
     site = (labels, rstd, window, own, row, col, H, W)
     frame = (lower_y, fraction_y, frame_y, lower_x, fraction_x, frame_x)
     mixture, _ = mix(site, frame, KH, KW, SY, SX, NORMALIZE, BY_WEIGHT)
@@ -126,7 +114,7 @@ def upsampled_loss_fwd_kernel(
         surprise,
         miss,
         drift,
-        load_own_weight(class_weight, own, WEIGHTED),
+        gather_weights(class_weight, (own,), 1, WEIGHTED)[0],
         weight_sum,
         smoothing,
         alpha,
@@ -200,7 +188,7 @@ def upsampled_loss_bwd_kernel(
     labels += pixel
     if NORMALIZE:
         rstd += pixel
-    own = load_own(labels, row, col, H, W)
+    own = load_own_labels(labels, row, col, H, W, 1)[0]
     site = (labels, rstd, window, own, row, col, H, W)
     frame = (lower_y, fraction_y, frame_y, lower_x, fraction_x, frame_x)
     mixture, inverse = mix(site, frame, KH, KW, SY, SX, NORMALIZE, BY_WEIGHT)
@@ -221,7 +209,7 @@ def upsampled_loss_bwd_kernel(
         tl.load(gradient, mask=taken & ~spoiled, other=0.0),
         surprise,
         miss,
-        load_own_weight(class_weight, own, WEIGHTED),
+        gather_weights(class_weight, (own,), 1, WEIGHTED)[0],
         class_weight_sum(class_weight, C, WEIGHTED),
         smoothing,
         alpha,
