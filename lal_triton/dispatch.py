@@ -6,21 +6,32 @@ import os
 import torch
 
 from lal_triton import validation
+from lal_triton.kernels.configs import upsampling_is_served
+from lal_triton.options import LocalLoss
+
+
+def backend_for(backend: str, logits: torch.Tensor, size: torch.Size, options: LocalLoss) -> str:
+    """The backend for these logits and labels of this size."""
+    chosen = choose_backend(backend, logits.device.type, logits.dtype)
+    low = logits.shape[2:]
+    if chosen != "triton" or low == size or upsampling_is_served(low, size, options):
+        return chosen
+    if backend == "triton":
+        raise NotImplementedError(
+            'backend is "triton" and logits hardly smaller than target, expected "torch" or "auto": the kernels '
+            "upsample by 2 and more"
+        )
+    return "torch"
 
 
 @torch.compiler.assume_constant_result  # it reads the environment, which is no part of a graph
-def choose_backend(backend: str, device_type: str, dtype: torch.dtype, upsampling_is_served: bool = True) -> str:
+def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend for such logits: "auto" is Triton where it serves them, else torch; "triton" runs or raises."""
     validation.check_choice("backend", backend, validation.BACKENDS)
     if backend == "auto":
-        served = device_type == "cuda" and dtype != torch.float64 and upsampling_is_served and _triton_is_installed()
+        served = device_type == "cuda" and dtype != torch.float64 and _triton_is_installed()
         return "triton" if served else "torch"
     if backend == "triton":
-        if not upsampling_is_served:
-            raise NotImplementedError(
-                'backend is "triton" and logits hardly smaller than target, expected "torch" or "auto": the kernels '
-                "upsample by 2 and more"
-            )
         if dtype == torch.float64:
             raise TypeError('backend is "triton" and logits float64, expected float32, float16 or bfloat16')
         if not _triton_is_installed():

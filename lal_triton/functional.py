@@ -21,8 +21,7 @@ from torch import Tensor
 
 import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
 from lal_triton import pooling, reference, validation
-from lal_triton.dispatch import choose_backend
-from lal_triton.kernels.configs import upsampling_is_served
+from lal_triton.dispatch import backend_for
 from lal_triton.labels import encode_labels
 from lal_triton.options import KernelSize, LocalLoss, Window, loss_dtype, make_options
 
@@ -244,9 +243,7 @@ def evaluate(
     validation.check_sizes(logits, target, upsample)
     _warn_of_two_classes(logits, options)
     logits = _shrink(logits, target.shape[1:], options.align_corners)
-    low, high = logits.shape[2:], target.shape[1:]
-    served = low == high or upsampling_is_served(low, high, options)
-    backend = choose_backend(backend, logits.device.type, logits.dtype, served)
+    backend = backend_for(backend, logits, target.shape[1:], options)
 
     def prepare(weight: Tensor | None) -> tuple[Tensor, Tensor]:
         return torch.ops.lal_triton.prepare(

@@ -228,6 +228,15 @@ def test_other_ratios_take_the_torch_backend(monkeypatch):
     logits, target = make_problem((1, 3, 7, 9))[0], make_problem((1, 3, 8, 9))[1]
     with pytest.raises(NotImplementedError, match="hardly smaller than target"):
         functional.locally_adaptive_loss(logits, target, backend="triton")
-    monkeypatch.setattr(dispatch, "_triton_is_installed", lambda: True)
-    for served, backend in ((True, "triton"), (False, "torch")):
-        assert dispatch.choose_backend("auto", "cuda", torch.float32, served) == backend
+    monkeypatch.setattr(dispatch, "choose_backend", lambda *_: "triton")
+    for size, backend in (((8, 9), "torch"), ((7, 9), "triton"), ((14, 18), "triton")):
+        assert dispatch.backend_for("auto", logits, torch.Size(size), LAL) == backend
+
+
+def test_dynamic_shapes_compile_in_a_full_graph():
+    torch._dynamo.reset()
+    loss = LocallyAdaptiveLoss(3, backend="triton")
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for low, size in (((2, 3), (8, 12)), ((3, 2), (12, 8))):
+        logits, target, _ = make_small({}, size, low)
+        torch.testing.assert_close(compiled(logits, target), loss(logits, target))
