@@ -34,7 +34,6 @@ def choose_strips(kernel_height: int, kernel_width: int) -> Strips | None:
 LARGE_WINDOW = Strips(rows=1, columns=64, strips=2)
 MOMENTS_BLOCK = 128
 
-
 SCRATCH_BYTES = 64 * 2**20  # of a backward, which takes as many images, or rows of tiles, at once as fit
 
 # The loss through an upsampling: the tiles of pixels to choose from, and the slots of a frame of low-resolution pixels,
@@ -52,14 +51,6 @@ LOW_RESOLUTION_LANES = 128
 def padded_span(span: int) -> int:
     """Slots of a frame along an axis: a power of two; 16 slots are the fewest that tensor cores multiply."""
     return max(4, 1 << (span - 1).bit_length())
-
-
-def choose_tile(spans: Sequence[tuple[int, int]]) -> int | None:
-    """Which of TILES, whose frames have these spans, is the first with a frame of few enough slots."""
-    for index, (down, across) in enumerate(spans):
-        if padded_span(down) * padded_span(across) <= MOST_SLOTS:
-            return index
-    return None
 
 
 def upsampling_is_served(low: Sequence[int], high: Sequence[int], options: LocalLoss) -> bool:

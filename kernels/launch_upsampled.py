@@ -57,20 +57,16 @@ class Tables(NamedTuple):
 def _tables(
     low: tuple[int, int], high: tuple[int, int], align_corners: bool, kernel: tuple[int, int], device: torch.device
 ) -> tuple[Tables, Tables]:
-    """Of both axes, for the tile that serves these sizes best; made on the host, once."""
+    """Of both axes, for the first of the tiles whose frame has few enough slots; made on the host, once."""
     cpu = torch.device("cpu")
-    candidates = [
-        [
+    for tile in configs.TILES:
+        down, across = (
             Axis.of(size, full, align_corners, extent // 2, cpu, pixels)
             for size, full, extent, pixels in zip(low, high, kernel, tile, strict=True)
-        ]
-        for tile in configs.TILES
-    ]
-    chosen = configs.choose_tile([(down.span, across.span) for down, across in candidates])
-    if chosen is None:
-        raise NotImplementedError(f"logits are {low} and target {high}, expected a larger ratio between them")
-    down, across = candidates[chosen]
-    return Tables.of(down, device), Tables.of(across, device)
+        )
+        if configs.padded_span(down.span) * configs.padded_span(across.span) <= configs.MOST_SLOTS:
+            return Tables.of(down, device), Tables.of(across, device)
+    raise NotImplementedError(f"logits are {low} and target {high}, expected a larger ratio between them")
 
 
 def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss) -> tuple[Tensor, Tensor]:
@@ -116,6 +112,14 @@ def local_loss_backward(
     with arguments.on_device(logits):
         scratch = arguments.empty((group * most_rows, *row_shape), torch.float32, logits.device)
         source, bad = _centre(logits)
+        constant = {
+            "span_y": down.span,
+            "span_x": across.span,
+            **arguments.strides("gradient", gradient, "nhw"),
+            **_mixture_arguments(source, labels, tables, options),
+            **arguments.cost_arguments(weight, options, classes),
+            "CLASSES": configs.CLASSES_BACKWARD,
+        }
         for first, band in itertools.product(range(0, images, group), bands):
             part = slice(first, first + group)
             upsampled_loss_bwd_kernel[(len(labels[part]) * band.tiles * len(across.base),)](
@@ -127,12 +131,7 @@ def local_loss_backward(
                 **_named_planes(state[:, part], options),
                 first_tile=band.first_tile,
                 tiles_y=band.tiles,
-                span_y=down.span,
-                span_x=across.span,
-                **arguments.strides("gradient", gradient, "nhw"),
-                **_mixture_arguments(source, labels, tables, options),
-                **arguments.cost_arguments(weight, options, classes),
-                CLASSES=configs.CLASSES_BACKWARD,
+                **constant,
             )
             _gather(out[part], scratch, source[part], band, tables, options)
     return out

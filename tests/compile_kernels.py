@@ -89,8 +89,8 @@ def compile_call(recorder: Recorder, target: GPUTarget, limits: dict[str, int]) 
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(kernel, signature, constants)
-    num_warps = max(1, kwargs["num_warps"] * 32 // target.warp_size)  # a lane is a thread
-    stages = {name: kwargs[name] for name in ("num_stages",) if name in kwargs}
+    num_warps = kwargs["num_warps"] * 32 // target.warp_size  # a lane is a thread
+    stages = {"num_stages": kwargs["num_stages"]} if "num_stages" in kwargs else {}
     return triton.compile(source, target=target, options={"num_warps": num_warps, **stages, **limits})
 
 
