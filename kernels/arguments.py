@@ -1,6 +1,5 @@
 """What every launch takes from tensors and options."""
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -13,24 +12,28 @@ from triton.runtime import driver
 from lal_triton.options import LocalLoss
 
 
-def cost_arguments(weight: Tensor | None, options: LocalLoss, classes: int) -> dict[str, Any]:
-    focal = options.cost == "focal"
-    class_weight = None if weight is None or focal else weight.to(torch.float32).contiguous()
+def cost_arguments(weighted: bool, options: LocalLoss, classes: int) -> dict[str, Any]:
     return {
-        "class_weight": class_weight,
         "smoothing": options.label_smoothing,
         "alpha": options.focal_alpha,
         "gamma": options.focal_gamma,
         "centre_stride": options.stride,
-        "FOCAL": focal,
-        "WEIGHTED": class_weight is not None,
+        "FOCAL": options.cost == "focal",
+        "WEIGHTED": weighted,
         "SMOOTHING": options.label_smoothing > 0,
         "BOUNDED": options.exp_is_bounded(classes),
     }
 
 
-def strides(name: str, tensor: Tensor, dimensions: str) -> dict[str, int]:
-    return {f"{name}_{d}": stride for d, stride in zip(dimensions, tensor.stride(), strict=True)}
+def outline(tensor: Tensor) -> Tensor:
+    """The tensor's shape, strides and dtype, without its memory."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def strides(name: str, tensor: Tensor | None, dimensions: str) -> dict[str, int]:
+    """The arguments name_n, name_h, ... of a kernel: a tensor's strides, or 0 where there is none."""
+    values = [0] * len(dimensions) if tensor is None else tensor.stride()
+    return {f"{name}_{d}": stride for d, stride in zip(dimensions, values, strict=True)}
 
 
 @functools.lru_cache(maxsize=64)
@@ -45,6 +48,8 @@ def dot_precision(device: torch.device) -> str:
     """Float32 products by tensor cores where the device's compiler has them, by multiply-adds elsewhere."""
     if device.type == "cpu":
         return "ieee"
+    if device.type == "meta":  # launches are recorded, for a target whose compiler has them
+        return "bf16x6"
     backend = make_backend(driver.active.get_current_target())
     return "bf16x6" if "bf16x6" in backend.parse_options({}).allowed_dot_input_precisions else "ieee"
 
@@ -52,10 +57,6 @@ def dot_precision(device: torch.device) -> str:
 @functools.lru_cache(maxsize=64)
 def window_table(window: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(window, dtype=torch.float32, device=device)
-
-
-def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -7,12 +7,15 @@ import triton.language as tl
 
 from lal_triton.kernels.cost import class_weight_sum, cost_slope, surprise_and_miss
 from lal_triton.kernels.forward import gather_weights
+from lal_triton.kernels.launching import kernel
+from lal_triton.kernels.state import MEAN, OWN_LOGIT, RSTD, TOP, TOTAL, find_plane
 from lal_triton.kernels.strips import (
+    fill_zero,
+    find_pivot,
     invert,
     is_inside,
-    kernel,
+    is_labelled,
     lane_offset,
-    lane_pivot,
     load_column,
     load_own_labels,
     logit_units,
@@ -47,15 +50,13 @@ def write_cost_gradient(
     SMOOTHING: tl.constexpr,
     BOUNDED: tl.constexpr,
     LARGE: tl.constexpr,
-    INTERIOR: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     x_ptr, stride_c, stride_h, stride_w = view
     out_h = out_h.to(tl.int64)
     _, _, _, own, row, col, H, W = site
     for c in range(C):
-        merged = merge_class(
-            start, x_ptr, stride_h, stride_w, weights, pivot, site, KH, KW, TH, SCALED, LARGE, INTERIOR
-        )
+        merged = merge_class(start, x_ptr, stride_h, stride_w, weights, pivot, site, KH, KW, TH, SCALED, LARGE, FAST)
         for j in tl.static_range(TH):
             g = factor[j] * (tl.exp2(merged[j]) if BOUNDED else tl.exp(merged[j] - tops[j]))
             if SMOOTHING:
@@ -74,24 +75,20 @@ def write_cost_gradient(
 def local_cost_bwd_kernel(
     out,
     gradient,
+    state,
     logits,
     labels,
-    mean,
-    rstd,
-    top,
-    total,
     class_weight,
     window,
     H,
     W,
     C,
+    plane_size,
+    first_image,
     out_n,
     out_c,
     out_h,
     out_w,
-    gradient_n,
-    gradient_h,
-    gradient_w,
     stride_n,
     stride_c,
     stride_h,
@@ -114,31 +111,43 @@ def local_cost_bwd_kernel(
     SMOOTHING: tl.constexpr,
     BOUNDED: tl.constexpr,
     LARGE: tl.constexpr,
+    BAND: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
     """gain / xi x the gradient of the merged logits, which are recomputed; 0 where no loss is taken."""
     n, row, col, interior = place(H, W, KH, KW, TH, TW, G)
     pixel = n * H * W + lane_offset(row, col, W, 1)
     labels += pixel
     own = load_own_labels(labels, row, col, H, W, TH)
-    pivot = 0.0
-    if NORMALIZE:
-        pivot = lane_pivot(mean + pixel, own, W, TH)
-        rstd += pixel
+    image = n + first_image  # of all that the state is of
+    plane_pixel = image * H * W + lane_offset(row, col, W, 1)
+    pivot, centred = find_pivot(state, labels, image, plane_pixel, row, col, H, W, plane_size, BAND, NORMALIZE, PLACES)
+    fast = interior & centred
+    state += plane_pixel
+    rstd = find_plane(state, RSTD, PLACES, plane_size)
+    own_logits = find_plane(state, OWN_LOGIT, PLACES, plane_size)
     site = (labels, rstd, window, own, row, col, H, W)
     pointer = logits + n * stride_n + lane_offset(row, col, stride_h, stride_w)
     view = (pointer, stride_c, stride_h, stride_w)
-    weights, xi, sums = strip_weights(site, view, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE)
+    if interior:
+        weights, xi, sums = strip_weights(
+            site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE, True
+        )
+    else:
+        weights, xi, sums = strip_weights(
+            site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE, False
+        )
     inverse = invert(xi, TH)
     scale, start, own_merged = logit_units(inverse, sums, TH, BOUNDED)
     weights = scale_weights(weights, scale, KH, KW, TH, LARGE)
 
     own_weights = gather_weights(class_weight, own, TH, WEIGHTED)
     weight_sum = class_weight_sum(class_weight, C, WEIGHTED)
-    totals = load_column(total + pixel, own, W, TH)
+    totals = load_column(find_plane(state, TOTAL, PLACES, plane_size), own, W, TH)
     tops = ()
     if not BOUNDED:
-        tops = load_column(top + pixel, own, W, TH)
-    gradient += n * gradient_n + lane_offset(row, col, gradient_h, gradient_w)
+        tops = load_column(find_plane(state, TOP, PLACES, plane_size), own, W, TH)
+    gradient += pixel
     factor = ()
     own_gradient = ()
     smooth = ()
@@ -148,7 +157,7 @@ def local_cost_bwd_kernel(
             lead = tops[j] - own_merged[j]
         surprise, miss = surprise_and_miss(lead, totals[j])
         taken = (own[j] >= 0) & ((row + j) % centre_stride == 0) & (col % centre_stride == 0)
-        coefficient = tl.load(gradient + gradient_h.to(tl.int64) * j, mask=taken, other=0.0) * inverse[j] * gain
+        coefficient = tl.load(gradient + j * W, mask=taken, other=0.0) * inverse[j] * gain
         coefficient, own_part, uniform = cost_slope(
             coefficient,
             surprise,
@@ -167,7 +176,8 @@ def local_cost_bwd_kernel(
         factor = factor + (coefficient / (tl.exp(-lead) + totals[j]),)
 
     pointer = out + n * out_n + lane_offset(row, col, out_h, out_w)
-    if interior:
+    merged_classes = tl.where(is_labelled(own, TH), C, 0)
+    if fast:
         write_cost_gradient(
             pointer,
             view,
@@ -180,7 +190,7 @@ def local_cost_bwd_kernel(
             pivot,
             site,
             class_weight,
-            C,
+            merged_classes,
             out_c,
             out_h,
             KH,
@@ -206,7 +216,7 @@ def local_cost_bwd_kernel(
             pivot,
             site,
             class_weight,
-            C,
+            merged_classes,
             out_c,
             out_h,
             KH,
@@ -219,6 +229,40 @@ def local_cost_bwd_kernel(
             LARGE,
             False,
         )
+    fill_zero(pointer, out_c, out_h, merged_classes, C, row, col, H, W, TH)
+
+
+@triton.jit
+def merge_gradient(
+    g_view,
+    c,
+    C,
+    weights,
+    sums,
+    site,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    TH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    KEPT: tl.constexpr,
+    LARGE: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """dL/dz of the classes c `[GROUPS, 1]`; those beyond the last repeat it."""
+    pointer, stride_c, stride_h, stride_w = g_view
+    own = site[3]
+    zero = ()
+    for j in tl.static_range(TH):
+        zero = zero + (tl.zeros([GROUPS, own[j].shape[1]], tl.float32),)
+    pointer += tl.minimum(c, C - 1).to(tl.int64) * stride_c
+    merged = merge_class(zero, pointer, stride_h, stride_w, weights, 0.0, site, KH, KW, TH, KEPT, LARGE, FAST)
+    dz = ()
+    for j in tl.static_range(TH):
+        value = merged[j]
+        if KEPT:
+            value = tl.where(own[j] == c, -sums[j], value)
+        dz = dz + (value,)
+    return dz
 
 
 @triton.jit
@@ -227,90 +271,96 @@ def write_gradient(
     view,
     g_view,
     weights,
+    sums,
     means,
     rstds,
     site,
+    merged_classes,
     C,
     out_c,
     out_h,
     KH: tl.constexpr,
     KW: tl.constexpr,
     TH: tl.constexpr,
+    GROUPS: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    KEPT: tl.constexpr,
     LARGE: tl.constexpr,
-    INTERIOR: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     _, _, _, own, row, col, H, W = site
     x_ptr, stride_c, stride_h, _ = view
     stride_h = stride_h.to(tl.int64)
     out_h = out_h.to(tl.int64)
-    g_ptr, g_stride_c, g_stride_h, g_stride_w = g_view
+    group = tl.arange(0, GROUPS)[:, None]
     # float32 output holds dz itself until its sum over the classes is known; in half precision that would round twice
     HOLD: tl.constexpr = pointer.dtype.element_ty == tl.float32
     zero = ()
-    for _ in tl.static_range(TH):
-        zero = zero + (tl.zeros_like(row).to(tl.float32),)
+    for j in tl.static_range(TH):
+        zero = zero + (tl.zeros([GROUPS, own[j].shape[1]], tl.float32),)
 
     dot = zero
     excess = zero
     if NORMALIZE:
-        x = x_ptr
-        g = g_ptr
-        dx = pointer
-        for _ in range(C):
-            dz = merge_class(zero, g, g_stride_h, g_stride_w, weights, 0.0, site, KH, KW, TH, False, LARGE, INTERIOR)
+        for c0 in range(0, merged_classes, GROUPS):
+            c = c0 + group
+            dz = merge_gradient(g_view, c, C, weights, sums, site, KH, KW, TH, GROUPS, KEPT, LARGE, FAST)
+            x = x_ptr + c.to(tl.int64) * stride_c
+            dx = pointer + c.to(tl.int64) * out_c
             new_dot = ()
             new_excess = ()
             for j in tl.static_range(TH):
-                inside = is_inside(row + j, col, H, W)
-                logit = tl.load(x + j * stride_h, mask=inside, other=0.0).to(tl.float32) - means[j]
+                inside = is_inside(row + j, col, H, W) & (c < C)
+                logit = tl.load(x + j * stride_h, mask=inside, other=means[j]).to(tl.float32) - means[j]
                 new_dot = new_dot + (dot[j] + dz[j] * logit,)
                 new_excess = new_excess + (excess[j] + logit,)
                 if HOLD:
                     tl.store(dx + j * out_h, dz[j], mask=inside)
             dot = new_dot
             excess = new_excess
-            x += stride_c
-            g += g_stride_c
-            dx += out_c
         tl.debug_barrier()
 
-    for _ in range(C):
+    slope = ()
+    centre = ()
+    if NORMALIZE:
+        for j in tl.static_range(TH):
+            # mean_c(dz) is 0: every gradient of a cost sums to 0 over the classes
+            slope = slope + (tl.sum(dot[j], 0)[None, :] * (rstds[j] * rstds[j] / C),)
+            centre = centre + (tl.sum(excess[j], 0)[None, :] / C,)  # what rounding the mean left
+
+    for c0 in range(0, merged_classes, GROUPS):
+        c = c0 + group
         dz = zero
         if not (NORMALIZE and HOLD):
-            dz = merge_class(
-                zero, g_ptr, g_stride_h, g_stride_w, weights, 0.0, site, KH, KW, TH, False, LARGE, INTERIOR
-            )
+            dz = merge_gradient(g_view, c, C, weights, sums, site, KH, KW, TH, GROUPS, KEPT, LARGE, FAST)
+        x = x_ptr + c.to(tl.int64) * stride_c
+        dx = pointer + c.to(tl.int64) * out_c
         for j in tl.static_range(TH):
-            inside = is_inside(row + j, col, H, W)
+            inside = is_inside(row + j, col, H, W) & (c < C)
             value = dz[j]
             if NORMALIZE:
                 if HOLD:
-                    value = tl.load(pointer + j * out_h, mask=inside, other=0.0)
-                logit = tl.load(x_ptr + j * stride_h, mask=inside, other=0.0).to(tl.float32) - means[j]
-                logit -= excess[j] / C  # what rounding the mean left
-                # mean_c(dz) is 0: every gradient of a cost sums to 0 over the classes
-                slope = dot[j] * (rstds[j] * rstds[j] / C)
-                value = rstds[j] * (value - logit * slope)
+                    value = tl.load(dx + j * out_h, mask=inside, other=0.0)
+                logit = tl.load(x + j * stride_h, mask=inside, other=0.0).to(tl.float32) - means[j] - centre[j]
+                value = rstds[j] * (value - logit * slope[j])
             value = tl.where(own[j] >= 0, value, 0.0)
-            tl.store(pointer + j * out_h, value.to(pointer.dtype.element_ty), mask=inside)
-        x_ptr += stride_c
-        g_ptr += g_stride_c
-        pointer += out_c
+            tl.store(dx + j * out_h, value.to(pointer.dtype.element_ty), mask=inside)
 
 
 @kernel
 def merge_bwd_kernel(
     out,
-    cost_gradient,
+    source,
+    slopes,
+    state,
     logits,
     labels,
-    mean,
-    rstd,
     window,
     H,
     W,
     C,
+    plane_size,
+    first_image,
     out_n,
     out_c,
     out_h,
@@ -325,43 +375,62 @@ def merge_bwd_kernel(
     TH: tl.constexpr,
     TW: tl.constexpr,
     G: tl.constexpr,
+    GROUPS: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    KEPT: tl.constexpr,
     LARGE: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
-    """Merge the cost's gradient (`[n, C, H, W]`) with the mirrored window, then go back through the standard score."""
+    """Merge the cost's gradient with the mirrored window, then go back through the standard score.
+
+    The gradient `[N, C, H, W]` is the `source`. With KEPT that is exp(f_c - f_y), to be multiplied by the `slopes`
+    `[N, H, W]`, and minus the sum over the others stands in for the own class.
+    """
     n, row, col, interior = place(H, W, KH, KW, TH, TW, G)
     pixel = lane_offset(row, col, W, 1)
     area = H.to(tl.int64) * W
     labels += n * area + pixel
     own = load_own_labels(labels, row, col, H, W, TH)
-    site = (labels, rstd, window, own, row, col, H, W)
-    weights, _, _ = strip_weights(site, (), 0.0, WINDOW, KH, KW, TH, False, False, False, LARGE)
+    state += (n + first_image) * area + pixel
+    if KEPT:
+        slopes += n * area + pixel
+    site = (labels, slopes, window, own, row, col, H, W)
+    totals = find_plane(state, TOTAL, PLACES, plane_size)
+    if interior:
+        weights, _, sums = strip_weights(site, totals, 0.0, WINDOW, KH, KW, TH, KEPT, KEPT, False, LARGE, True)
+    else:
+        weights, _, sums = strip_weights(site, totals, 0.0, WINDOW, KH, KW, TH, KEPT, KEPT, False, LARGE, False)
     if LARGE:
         weights = (1.0,)
     means = ()
     rstds = ()
     if NORMALIZE:
-        means = load_column(mean + n * area + pixel, own, W, TH)
-        rstds = load_column(rstd + n * area + pixel, own, W, TH)
+        means = load_column(find_plane(state, MEAN, PLACES, plane_size), own, W, TH)
+        rstds = load_column(find_plane(state, RSTD, PLACES, plane_size), own, W, TH)
     view = (logits + n * stride_n + lane_offset(row, col, stride_h, stride_w), stride_c, stride_h, stride_w)
-    g_view = (cost_gradient + n * C * area + pixel, area, W, 1)
+    g_view = (source + n * C * area + pixel, area, W, 1)
     pointer = out + n * out_n + lane_offset(row, col, out_h, out_w)
+    merged_classes = tl.where(is_labelled(own, TH), C, 0)
     if interior:
         write_gradient(
             pointer,
             view,
             g_view,
             weights,
+            sums,
             means,
             rstds,
             site,
+            merged_classes,
             C,
             out_c,
             out_h,
             KH,
             KW,
             TH,
+            GROUPS,
             NORMALIZE,
+            KEPT,
             LARGE,
             True,
         )
@@ -371,16 +440,21 @@ def merge_bwd_kernel(
             view,
             g_view,
             weights,
+            sums,
             means,
             rstds,
             site,
+            merged_classes,
             C,
             out_c,
             out_h,
             KH,
             KW,
             TH,
+            GROUPS,
             NORMALIZE,
+            KEPT,
             LARGE,
             False,
         )
+    fill_zero(pointer, out_c, out_h, merged_classes, C, row, col, H, W, TH)

@@ -1,38 +1,177 @@
-"""Launch configurations: pinned, chosen by compiling so that nothing spills on sm_80, sm_90 and gfx942."""
+"""Launch configurations: which one a launch takes, and what is fixed by the kernels' design.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+What is tunable is named by a `Setting` and found, in this order, among those forced by `forcing`, in the cache of tuned
+ones (`lal_triton.tuning_cache`), by tuning it if LAL_TRITON_AUTOTUNE=1, and in `pinned.json`: the first of its rules
+that fits. The pinned ones were chosen by compiling, so that nothing spills on sm_80, sm_90 and gfx942. All
+configurations of a setting compute the same; those of the first four families, for equal `groups`, the same bits.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from lal_triton.options import LocalLoss
 
+Config = dict[str, int]
 
-class Strips(NamedTuple):
-    """A program is `strips` x `columns` lanes; each lane owns `rows` output rows of one column."""
+# What a configuration of a family holds.
+#   prepare             columns: of a program, which has BAND_ROWS rows
+#   local_loss_fwd,     rows, columns, strips: a program is strips x columns lanes, each owns `rows` pixels of a column;
+#   local_cost_bwd      rows x strips is a power of two and at most BAND_ROWS
+#   merge_bwd           and groups: of classes, that as many warps per strip work on at the same time
+#   step                keep: 1 if the forward keeps exp(f_c - f_y) of the logits' size, 0 if the backward merges again
+#   upsampled_loss_fwd, classes: of a block; lanes_per_slot: a program's threads over the slots of a frame; num_stages
+#   upsampled_loss_bwd
+FAMILIES = {
+    "prepare": ("columns",),
+    "local_loss_fwd": ("rows", "columns", "strips"),
+    "local_cost_bwd": ("rows", "columns", "strips"),
+    "merge_bwd": ("rows", "columns", "strips", "groups"),
+    "step": ("keep",),
+    "upsampled_loss_fwd": ("classes", "lanes_per_slot", "num_stages"),
+    "upsampled_loss_bwd": ("classes", "lanes_per_slot", "num_stages"),
+}
+CLASS_BUCKETS = (32, 64, 256)
 
-    rows: int
-    columns: int
-    strips: int
 
-    @property
-    def lanes(self) -> int:
-        return self.columns * self.strips
+class Setting(NamedTuple):
+    """What a configuration is chosen by."""
+
+    family: str
+    kernel_size: tuple[int, int]
+    dtype: str  # of the logits, such as "float32"
+    classes: int  # the bucket: no more than this many; 0: more than all buckets
+    ratio: int  # of the labels' height to that of the logits, rounded; 1 at full resolution
+
+    @classmethod
+    def of(cls, family: str, logits: Any, labels_height: int, options: LocalLoss) -> "Setting":
+        """For `[N, C, h, w]` logits, of which shape and dtype are read."""
+        classes = next((bucket for bucket in CLASS_BUCKETS if logits.shape[1] <= bucket), 0)
+        kernel_size = (options.kernel_height, options.kernel_width)
+        ratio = round(labels_height / logits.shape[2])
+        return cls(family, kernel_size, str(logits.dtype).removeprefix("torch."), classes, ratio)
 
 
-# The float weights of a strip, rows x Kh x Kw, live in registers through the class loop.
+_forced: dict[str, Config] = {}
+
+
+@contextlib.contextmanager
+def forcing(configs: Mapping[str, Config]) -> Iterator[dict[str, Config]]:
+    """Every setting of these families takes these configurations, until the end; plans that exist keep theirs."""
+    before = dict(_forced)
+    _forced.update(configs)
+    try:
+        yield _forced
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+_asked: dict[Setting, None] | None = None
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[dict[Setting, None]]:
+    """The settings that `find` is asked for, in order."""
+    global _asked
+    before, _asked = _asked, {}
+    try:
+        yield _asked
+    finally:
+        _asked = before
+
+
+def find(setting: Setting, device: torch.device) -> Config:
+    from lal_triton import tuning_cache
+
+    if _asked is not None:
+        _asked[setting] = None
+    if setting.family in _forced:
+        return _forced[setting.family]
+    tuned = tuning_cache.lookup(setting, device)
+    if tuned is None and os.environ.get("LAL_TRITON_AUTOTUNE") == "1":
+        from lal_triton import tuning
+
+        tuned = tuning.tune_once(setting, device)
+    return tuned or pinned(setting, device_class(device))
+
+
+def pinned(setting: Setting, device_class: str) -> Config:
+    """What ships with the package, for a class of devices as `device_class` names it."""
+    for rule in _pinned_rules():
+        if _fits(rule, setting, device_class):
+            return dict(rule["config"])
+    raise LookupError(f"pinned.json has no rule for {setting}")
+
+
+def _fits(rule: Mapping[str, Any], setting: Setting, device_class: str) -> bool:
+    height, width = setting.kernel_size
+    classes = setting.classes or math.inf
+    return (
+        setting.family in rule["families"]
+        and rule.get("device", device_class) == device_class
+        and rule.get("dtype", setting.dtype) == setting.dtype
+        and rule.get("ratio", setting.ratio) == setting.ratio
+        and rule.get("most_taps", math.inf) >= height * width
+        and rule.get("more_classes_than", 0) < classes
+    )
+
+
+@functools.cache
+def _pinned_rules() -> list[dict[str, Any]]:
+    return json.loads(Path(__file__).with_name("pinned.json").read_text())["rules"]
+
+
+@functools.lru_cache(maxsize=64)
+def device_class(device: torch.device) -> str:
+    """A GPU's architecture, such as "sm_90" or "gfx942"; "any" for what is no GPU."""
+    if device.type != "cuda":
+        return "any"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+# The float weights of a strip, rows x Kh x Kw, live in registers through the class loop; larger windows are walked.
 WEIGHTS_IN_REGISTERS = 100
 
 
-def choose_strips(kernel_height: int, kernel_width: int) -> Strips | None:
-    """The configuration of a window, or None where its weights do not fit in registers."""
-    taps = kernel_height * kernel_width
-    for rows in (8, 4, 2, 1):
-        if rows * taps <= WEIGHTS_IN_REGISTERS:
-            return Strips(rows=rows, columns=64, strips=2)
-    return None
+def is_large(options: LocalLoss) -> bool:
+    return options.kernel_height * options.kernel_width > WEIGHTS_IN_REGISTERS
 
 
-LARGE_WINDOW = Strips(rows=1, columns=64, strips=2)
-MOMENTS_BLOCK = 128
+BAND_ROWS = 16  # of the pixels of a `prepare` program, which no strips of another kernel straddle
+LEAST_BAND_COLUMNS = 32
+PIXELS_PER_LANE = 4  # of `prepare`: they share what depends on the class alone
+POOL_CHUNK = 4096  # pixels whose losses a program pools
+POOL_IMAGES, POOL_CHUNKS = 16, 64  # whose results the last program reduces at once
+POOL_LANES = 256
+SLOPES_BLOCK = 1024
+
+
+def offsets_size(shape: Sequence[Any], options: LocalLoss, upsampled: bool) -> Any:
+    """Elements of what `prepare_fwd_kernel` calls `offsets`, at most, for labels of this shape."""
+    if upsampled or not options.normalize:
+        return 0
+    images, height, width = shape
+    return images * (-(-height // BAND_ROWS)) * (-(-width // LEAST_BAND_COLUMNS))
+
+
+def pooled_size(shape: Sequence[Any], reduction: str) -> Any:
+    """Elements of what `pool_fwd_kernel` calls `pooled`, for labels of this shape."""
+    if reduction == "none":
+        return 1
+    images, height, width = shape
+    return 4 + 2 * images + 3 * images * (-(-height * width // POOL_CHUNK))
+
 
 SCRATCH_BYTES = 64 * 2**20  # of a backward, which takes as many images, or rows of tiles, at once as fit
 
@@ -40,12 +179,11 @@ SCRATCH_BYTES = 64 * 2**20  # of a backward, which takes as many images, or rows
 # which is the depth of the products on the tensor cores.
 TILES = ((8, 8), (4, 4))
 MOST_SLOTS = 64
-CLASSES_FORWARD = 32
-CLASSES_BACKWARD = 16
-LANES_PER_SLOT = 4
 LOW_RESOLUTION_BLOCK = 32
 LOW_RESOLUTION_CLASSES = 16
 LOW_RESOLUTION_LANES = 128
+GATHER_BLOCK = 8
+CELLS = 128  # of a program of `interpolated_rstd_kernel`, one to a lane
 
 
 def padded_span(span: int) -> int:
@@ -62,10 +200,35 @@ def upsampling_is_served(low: Sequence[int], high: Sequence[int], options: Local
     return slots <= MOST_SLOTS
 
 
-def state_planes(options: LocalLoss, num_classes: int, upsampled: bool) -> int:
-    """How many `[N, H, W]` planes the forward leaves for the backward: [mean, rstd,] [top,] total.
+def keep_is_chosen(options: LocalLoss, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the forward shall keep what spares the backward a merge; the number of classes has no say in it."""
+    name = str(dtype).removeprefix("torch.")
+    return bool(find(Setting("step", (options.kernel_height, options.kernel_width), name, 0, 1), device)["keep"])
 
-    Through an upsampling the mean is not among them.
-    """
-    score = options.normalize * (1 if upsampled else 2)
-    return score + (not options.exp_is_bounded(num_classes)) + 1
+
+def keeps(options: LocalLoss, num_classes: int, upsampled: bool) -> bool:
+    """Whether the forward can do so: a gradient is divided by 1 + the sum of what is kept, and must not vanish."""
+    return options.exp_is_bounded(num_classes, limit=40.0) and options.label_smoothing == 0 and not upsampled
+
+
+PLANES = (
+    "losses",
+    "total",  # the sum over c != y of exp(f_c - top)
+    "own_logit",
+    "mean",
+    "rstd",
+    "top",  # the highest f_c; where exp is bounded it is f_y
+    "inverse",  # 1 / xi
+)
+
+
+def state_planes(options: LocalLoss, num_classes: int, upsampled: bool, keep: bool) -> tuple[str, ...]:
+    """Which PLANES, `[N, H, W]` each, the forward leaves for the backward."""
+    there = {
+        "own_logit": not upsampled,
+        "mean": options.normalize and not upsampled,
+        "rstd": options.normalize,
+        "top": not options.exp_is_bounded(num_classes),
+        "inverse": keep,
+    }
+    return tuple(name for name in PLANES if there.get(name, True))

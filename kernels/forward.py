@@ -6,21 +6,25 @@ import triton
 import triton.language as tl
 
 from lal_triton.kernels.cost import class_weight_sum, local_cost, surprise_and_miss
+from lal_triton.kernels.launching import kernel
+from lal_triton.kernels.state import INVERSE, LOSSES, OWN_LOGIT, RSTD, TOP, TOTAL, find_plane
 from lal_triton.kernels.strips import (
     INVALID,
     LN2,
     VOID,
+    fill_zero,
+    find_pivot,
     invert,
     is_inside,
-    kernel,
+    is_labelled,
     lane_offset,
-    lane_pivot,
     load_own_labels,
     logit_units,
     merge_class,
     place,
     scale_weights,
     strip_weights,
+    wide,
 )
 
 
@@ -39,6 +43,7 @@ def gather_weights(class_weight, own, TH: tl.constexpr, WEIGHTED: tl.constexpr):
 @triton.jit
 def sum_exp(
     view,
+    kept,
     weights,
     start,
     own_merged,
@@ -53,12 +58,16 @@ def sum_exp(
     WEIGHTED: tl.constexpr,
     SMOOTHING: tl.constexpr,
     BOUNDED: tl.constexpr,
+    KEEP: tl.constexpr,
     LARGE: tl.constexpr,
-    INTERIOR: tl.constexpr,
+    FAST: tl.constexpr,
 ):
-    """Per output row: sum over c != y of exp(f_c - top); top, which is f_y if BOUNDED; sum of w_c (f_c - f_y)."""
+    """Per output row: sum over c != y of exp(f_c - top); top, which is f_y if BOUNDED; sum of w_c (f_c - f_y).
+
+    With KEEP exp(f_c - f_y) of every class goes to `kept`, a view as that of the logits.
+    """
     pointer, stride_c, stride_h, stride_w = view
-    own = site[3]
+    own, row, col, H, W = site[3:]
     total = ()
     top = own_merged
     drift = ()
@@ -67,9 +76,7 @@ def sum_exp(
         total = total + (zero,)
         drift = drift + (zero,)
     for c in range(C):
-        merged = merge_class(
-            start, pointer, stride_h, stride_w, weights, pivot, site, KH, KW, TH, SCALED, LARGE, INTERIOR
-        )
+        merged = merge_class(start, pointer, stride_h, stride_w, weights, pivot, site, KH, KW, TH, SCALED, LARGE, FAST)
         new_total = ()
         new_top = ()
         new_drift = ()
@@ -78,7 +85,11 @@ def sum_exp(
             other = own[j] != c
             if BOUNDED:
                 difference = merged[j] * LN2
-                new_total = new_total + (total[j] + tl.where(other, tl.exp2(merged[j]), 0.0),)
+                ratio = tl.exp2(merged[j])
+                if KEEP:
+                    kept_ptr = kept[0] + wide(c) * kept[1] + j * kept[2]
+                    tl.store(kept_ptr, ratio, mask=is_inside(row + j, col, H, W))
+                new_total = new_total + (total[j] + tl.where(other, ratio, 0.0),)
                 new_top = top
             else:
                 difference = merged[j] - own_merged[j]
@@ -102,18 +113,16 @@ def sum_exp(
 
 @kernel
 def local_loss_fwd_kernel(
-    losses,
-    top,
-    total,
+    kept,
+    state,
     logits,
     labels,
-    mean,
-    rstd,
     class_weight,
     window,
     H,
     W,
     C,
+    plane_size,
     stride_n,
     stride_c,
     stride_h,
@@ -134,32 +143,50 @@ def local_loss_fwd_kernel(
     WEIGHTED: tl.constexpr,
     SMOOTHING: tl.constexpr,
     BOUNDED: tl.constexpr,
+    KEEP: tl.constexpr,
     LARGE: tl.constexpr,
+    BAND: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
     n, row, col, interior = place(H, W, KH, KW, TH, TW, G)
     pixel = n * H * W + lane_offset(row, col, W, 1)
     labels += pixel
     own = load_own_labels(labels, row, col, H, W, TH)
-    pivot = 0.0
-    if NORMALIZE:
-        pivot = lane_pivot(mean + pixel, own, W, TH)
-        rstd += pixel
+    pivot, centred = find_pivot(state, labels, n, pixel, row, col, H, W, plane_size, BAND, NORMALIZE, PLACES)
+    fast = interior & centred
+    state += pixel
+    rstd = find_plane(state, RSTD, PLACES, plane_size)
+    own_logits = find_plane(state, OWN_LOGIT, PLACES, plane_size)
     site = (labels, rstd, window, own, row, col, H, W)
     pointer = logits + n * stride_n + lane_offset(row, col, stride_h, stride_w)
     view = (pointer, stride_c, stride_h, stride_w)
-    weights, xi, sums = strip_weights(site, view, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE)
-    scale, start, own_merged = logit_units(invert(xi, TH), sums, TH, BOUNDED)
-    weights = scale_weights(weights, scale, KH, KW, TH, LARGE)
     if interior:
+        weights, xi, sums = strip_weights(
+            site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE, True
+        )
+    else:
+        weights, xi, sums = strip_weights(
+            site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE, False
+        )
+    inverses = invert(xi, TH)
+    scale, start, own_merged = logit_units(inverses, sums, TH, BOUNDED)
+    weights = scale_weights(weights, scale, KH, KW, TH, LARGE)
+    area = H.to(tl.int64) * W
+    kept_view = (kept, area, W)
+    if KEEP:
+        kept_view = (kept + n * C * area + lane_offset(row, col, W, 1), area, W)
+    merged_classes = tl.where(is_labelled(own, TH), C, 0)
+    if fast:
         totals, tops, drifts = sum_exp(
             view,
+            kept_view,
             weights,
             start,
             own_merged,
             pivot,
             site,
             class_weight,
-            C,
+            merged_classes,
             KH,
             KW,
             TH,
@@ -167,19 +194,21 @@ def local_loss_fwd_kernel(
             WEIGHTED,
             SMOOTHING,
             BOUNDED,
+            KEEP,
             LARGE,
             True,
         )
     else:
         totals, tops, drifts = sum_exp(
             view,
+            kept_view,
             weights,
             start,
             own_merged,
             pivot,
             site,
             class_weight,
-            C,
+            merged_classes,
             KH,
             KW,
             TH,
@@ -187,9 +216,12 @@ def local_loss_fwd_kernel(
             WEIGHTED,
             SMOOTHING,
             BOUNDED,
+            KEEP,
             LARGE,
             False,
         )
+    if KEEP:
+        fill_zero(kept_view[0], area, W, merged_classes, C, row, col, H, W, TH)
 
     own_weights = gather_weights(class_weight, own, TH, WEIGHTED)
     weight_sum = class_weight_sum(class_weight, C, WEIGHTED)
@@ -211,7 +243,9 @@ def local_loss_fwd_kernel(
         loss = tl.where(own[j] == INVALID, float("nan"), loss)
         centre = (own[j] != VOID) & ((row + j) % centre_stride == 0) & (col % centre_stride == 0)
         inside = is_inside(row + j, col, H, W)
-        tl.store(losses + pixel + j * W, tl.where(centre, loss, 0.0), mask=inside)
-        tl.store(total + pixel + j * W, totals[j], mask=inside)
+        tl.store(find_plane(state, LOSSES, PLACES, plane_size) + j * W, tl.where(centre, loss, 0.0), mask=inside)
+        tl.store(find_plane(state, TOTAL, PLACES, plane_size) + j * W, totals[j], mask=inside)
+        if KEEP:
+            tl.store(find_plane(state, INVERSE, PLACES, plane_size) + j * W, inverses[j], mask=inside)
         if not BOUNDED:
-            tl.store(top + pixel + j * W, tops[j], mask=inside)
+            tl.store(find_plane(state, TOP, PLACES, plane_size) + j * W, tops[j], mask=inside)

@@ -6,20 +6,23 @@ A merged pixel is f(p) = sum_i A(p, i) x(i) with A(p, i) = 1/xi(p) sum_q M(p, q)
 M and the bilinear weights B. A does not depend on the class: it is built once for a tile of P pixels and its frame of
 SY x SX low-resolution ones, and what has a class dimension is a product of [P, SY SX] by [SY SX, C].
 
-Pixels are lanes, as in `strips`, with the same `site`. An axis's interpolation comes in three tables: of each pixel the
-`lower` low-resolution one and the `fraction`, the weight of the next, and of each tile the `base`, where its frame
-begins. A `frame` is (lower_y, fraction_y, base_y, lower_x, fraction_x, base_x) with the bases of this tile.
+An axis's interpolation comes in three tables: of each pixel the `lower` low-resolution one and the `fraction`, the
+weight of the next, and of each tile the `base`, where its frame begins. A `frame` is two axes (lower, fraction, the
+tile's base, size).
+
+Values for each slot are tuples with one value to a lane, as in `strips`, with the same `site`: as blocks they would go
+through shared memory at every step. Where a frame has more than 16 slots, a pixel has G lanes that share its columns.
 """
 
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.strips import load_tap
+from lal_triton.kernels.strips import is_inside, lane_offset, load_own_labels
 
 
 @triton.jit
-def place_tile(tile, first, down, W, base_y, base_x, TY: tl.constexpr, TX: tl.constexpr):
-    """The image of a tile, its pixels' rows and columns, and where its frame begins.
+def place_tile(tile, first, down, W, base_y, base_x, TX: tl.constexpr):
+    """The image of a tile, its row and column among the tiles, and where its frame begins.
 
     Tiles are numbered through `down` rows of them, from row `first`, of each image.
     """
@@ -27,38 +30,112 @@ def place_tile(tile, first, down, W, base_y, base_x, TY: tl.constexpr, TX: tl.co
     n = (tile // across // down).to(tl.int64)
     y = first + tile // across % down
     x = tile % across
-    lane = tl.arange(0, TY * TX)
-    return n, y * TY + lane // TX, x * TX + lane % TX, tl.load(base_y + y), tl.load(base_x + x)
+    return n, y, x, tl.load(base_y + y), tl.load(base_x + x)
 
 
 @triton.jit
-def frame_pixels(n, y, x, h, w, SY: tl.constexpr, SX: tl.constexpr):
-    """The low-resolution pixels of a frame's slots; those beyond the image repeat its last, at a weight of 0."""
+def tile_pixels(y, x, TY: tl.constexpr, TX: tl.constexpr, G: tl.constexpr):
+    """Rows and columns of a tile's pixels, each G times."""
+    pixel = tl.arange(0, TY * TX * G) // G
+    return y * TY + pixel // TX, x * TX + pixel % TX
+
+
+@triton.jit
+def tile_site(
+    labels, rstd, window, n, y, x, H, W, TY: tl.constexpr, TX: tl.constexpr, G: tl.constexpr, NORMALIZE: tl.constexpr
+):
+    row, col = tile_pixels(y, x, TY, TX, G)
+    pixel = n * H * W + lane_offset(row, col, W, 1)
+    labels += pixel
+    if NORMALIZE:
+        rstd += pixel
+    else:
+        rstd = labels  # a function returns no None
+    return labels, rstd, window, load_own_labels(labels, row, col, H, W, 1)[0], row, col, H, W
+
+
+@triton.jit
+def join_lanes(block, rows: tl.constexpr, G: tl.constexpr):
+    """From `[P G, rows x columns]`, columns of each lane, to `[P, rows x G columns]`."""
+    P: tl.constexpr = block.shape[0] // G
+    S: tl.constexpr = block.shape[1] * G
+    return tl.reshape(tl.permute(tl.reshape(block, [P, G, rows, S // rows // G]), (0, 2, 1, 3)), [P, S])
+
+
+@triton.jit
+def split_lanes(block, rows: tl.constexpr, G: tl.constexpr):
+    """From `[P, rows x G columns]` to `[P G, rows x columns]`."""
+    P: tl.constexpr = block.shape[0]
+    S: tl.constexpr = block.shape[1]
+    return tl.reshape(tl.permute(tl.reshape(block, [P, rows, G, S // rows // G]), (0, 2, 1, 3)), [P * G, S // G])
+
+
+@triton.jit
+def sum_lanes(values, G: tl.constexpr):
+    """`[P]` of `[P G]`."""
+    if G > 1:
+        values = tl.sum(tl.reshape(values, [values.shape[0] // G, G]), 1)
+    return values
+
+
+@triton.jit
+def repeat_lanes(values, G: tl.constexpr):
+    """`[P G]` of `[P]`."""
+    if G > 1:
+        values = tl.reshape(tl.broadcast_to(values[:, None], [values.shape[0], G]), [values.shape[0] * G])
+    return values
+
+
+@triton.jit
+def frame_pixels(y, x, h, w, SY: tl.constexpr, SX: tl.constexpr):
+    """A frame's low-resolution pixels, counted from the first one of row y.
+
+    Slots beyond the image repeat its last, at a weight of 0.
+    """
     slot = tl.arange(0, SY * SX)
-    row = tl.minimum(y + slot // SX, h - 1)
-    column = tl.minimum(x + slot % SX, w - 1)
-    return (n * h + row) * w + column
+    return tl.minimum(slot // SX, h - 1 - y) * w + tl.minimum(x + slot % SX, w - 1)
 
 
 @triton.jit
-def source_slot(lower, fraction, pixel, size, base):
-    """Along one axis, `[P]`: the lower of a pixel's two slots, and the weight of the next."""
+def bilinear_weights(axis, pixel, S: tl.constexpr):
+    """A pixel's bilinear weights along an axis, one value to a slot."""
+    lower, fraction, base, size = axis
     inside = (pixel >= 0) & (pixel < size)
     slot = tl.load(lower + pixel, mask=inside, other=0) - base
-    return slot, tl.load(fraction + pixel, mask=inside, other=0.0)
+    upper = tl.load(fraction + pixel, mask=inside, other=0.0)
+    weights = ()
+    for s in tl.static_range(S):
+        weights = weights + (tl.where(slot == s, 1.0 - upper, tl.where(slot == s - 1, upper, 0.0)),)
+    return weights
 
 
 @triton.jit
-def spread(slot, upper, S: tl.constexpr):
-    """A pixel's two bilinear weights in their slots, `[P, S]`."""
-    slots = tl.arange(0, S)[None, :]
-    return tl.where(slots == slot, 1.0 - upper, tl.where(slots == slot + 1, upper, 0.0))
+def column_weights(axis, col, KW: tl.constexpr, S: tl.constexpr):
+    """Those of a window's columns, which all its rows share."""
+    weights = ()
+    for j in tl.static_range(KW):
+        weights = weights + (bilinear_weights(axis, col + (j - KW // 2), S),)
+    return weights
 
 
 @triton.jit
-def spread_product(slot, upper, S: tl.constexpr):
-    """The product of the two at the lower slot, `[P, S]`."""
-    return tl.where(tl.arange(0, S)[None, :] == slot, upper * (1.0 - upper), 0.0)
+def load_row(site, i, xi, KH: tl.constexpr, KW: tl.constexpr, NORMALIZE: tl.constexpr, BY_WEIGHT: tl.constexpr):
+    """Of a window's row i: the weights w, rstd where the label is the own one or else 0, and xi with what it adds."""
+    labels, rstd, window, own, row, col, H, W = site
+    line = (i - KH // 2) * W
+    weights = ()
+    scales = ()
+    for j in tl.static_range(KW):
+        inside = is_inside(row + (i - KH // 2), col + (j - KW // 2), H, W) & (own >= 0)
+        same = inside & (tl.load(labels + line + (j - KW // 2), mask=inside) == own)
+        scale = tl.full(own.shape, 1.0, tl.float32)
+        if NORMALIZE:
+            scale = tl.load(rstd + line + (j - KW // 2), mask=inside)
+        w = tl.load(window + i * KW + j)
+        xi = tl.where(same, xi + (w if BY_WEIGHT else 1.0), xi)
+        weights = weights + (w,)
+        scales = scales + (tl.where(same, scale, 0.0),)
+    return weights, scales, xi
 
 
 @triton.jit
@@ -70,23 +147,55 @@ def zeros(like, S: tl.constexpr):
 
 
 @triton.jit
-def add_spread(values, weight, slot, upper, S: tl.constexpr):
-    """`values` of S slots plus weight x the bilinear weights, one value to a lane."""
-    total = ()
-    for s in tl.static_range(S):
-        part = tl.where(slot == s, 1.0 - upper, tl.where(slot == s - 1, upper, 0.0))
-        total = total + (values[s] + weight * part,)
+def dot(left, right):
+    total = left[0] * right[0]
+    for k in tl.static_range(1, len(left)):
+        total += left[k] * right[k]
     return total
 
 
 @triton.jit
-def pack(values, first: tl.constexpr, step: tl.constexpr, S: tl.constexpr):
-    """Every step-th of S values `[P]`, from `first`, as one block `[P, 2, 2, ...]`."""
-    if step == S:
+def add(left, right):
+    total = ()
+    for k in tl.static_range(len(left)):
+        total = total + (left[k] + right[k],)
+    return total
+
+
+@triton.jit
+def outer(left, right):
+    """The products of each value of `left` with each of `right`."""
+    products = ()
+    for k in tl.static_range(len(left) * len(right)):
+        products = products + (left[k // len(right)] * right[k % len(right)],)
+    return products
+
+
+@triton.jit
+def pack(values, first: tl.constexpr = 0, step: tl.constexpr = 1):
+    """Every step-th of a power of two of values `[P]`, from `first`, as one block `[P, 2, 2, ...]`."""
+    if step == len(values):
         block = values[first]
     else:
-        block = tl.join(pack(values, first, 2 * step, S), pack(values, first + step, 2 * step, S))
+        block = tl.join(pack(values, first, 2 * step), pack(values, first + step, 2 * step))
     return block
+
+
+@triton.jit
+def unpack(block):
+    """The columns of `[P, S]`."""
+    P: tl.constexpr = block.shape[0]
+    S: tl.constexpr = block.shape[1]
+    values = ()
+    if S == 1:
+        values = (tl.reshape(block, [P]),)
+    else:
+        even, odd = tl.split(tl.reshape(block, [P, S // 2, 2]))
+        even = unpack(even)
+        odd = unpack(odd)
+        for k in tl.static_range(S // 2):
+            values = values + (even[k], odd[k])
+    return values
 
 
 @triton.jit
@@ -100,26 +209,31 @@ def mix(
     NORMALIZE: tl.constexpr,
     BY_WEIGHT: tl.constexpr,
 ):
-    """A `[P, SY SX]` and 1 / xi `[P]`; both are 0 at pixels without a label."""
-    _, _, window, own, row, col, H, W = site
-    lower_y, fraction_y, base_y, lower_x, fraction_x, base_x = frame
-    P: tl.constexpr = own.shape[0]
-    mixture = tl.zeros([P, SY, SX], tl.float32)
-    xi = tl.zeros([P], tl.float32)
+    """A `[P G, SY SX]`, of SX columns of slots, and 1 / xi; both are 0 at pixels without a label."""
+    _, _, _, own, row, col, _, _ = site
+    axis_y, axis_x = frame
+    across = column_weights(axis_x, col, KW, SX)
+    mixture = tl.zeros([own.shape[0], SY * SX], tl.float32)
+    xi = tl.zeros(own.shape, tl.float32)
     for i in range(KH):
+        weights, scales, xi = load_row(site, i, xi, KH, KW, NORMALIZE, BY_WEIGHT)
         along = zeros(own, SX)
-        for j in range(KW):
-            near, scale, _logit = load_tap(site, (), i - KH // 2, j - KW // 2, 0.0, NORMALIZE, False)
-            w = tl.load(window + i * KW + j)
-            xi += tl.where(near == own, w if BY_WEIGHT else 1.0, 0.0)
-            weight = tl.where(near == own, w * scale, 0.0)
-            slot, upper = source_slot(lower_x, fraction_x, col + (j - KW // 2), W, base_x)
-            along = add_spread(along, weight, slot, upper, SX)
-        slot, upper = source_slot(lower_y, fraction_y, row + (i - KH // 2), H, base_y)
-        down = spread(slot[:, None], upper[:, None], SY)
-        mixture += down[:, :, None] * tl.reshape(pack(along, 0, 1, SX), [P, 1, SX])
+        for j in tl.static_range(KW):
+            along = add(along, outer((weights[j] * scales[j],), across[j]))
+        down = bilinear_weights(axis_y, row + (i - KH // 2), SY)
+        # packed here: from a tt.join outside the loop, Triton takes the products' operands for 4-bit numbers' halves
+        mixture += tl.reshape(pack(outer(down, along)), mixture.shape)
     inverse = tl.where(xi > 0, tl.div_rn(1.0, xi), 0.0)
-    return tl.reshape(mixture, [P, SY * SX]) * inverse[:, None], inverse
+    return mixture * inverse[:, None], inverse
+
+
+@triton.jit
+def pair_products(weights, N: tl.constexpr):
+    """Of bilinear weights a: a_0 a_0, a_0 a_1, a_1 a_1, ..."""
+    products = ()
+    for k in tl.static_range(N):
+        products = products + (weights[k // 2] * weights[(k + 1) // 2],)
+    return products
 
 
 @triton.jit
@@ -132,43 +246,40 @@ def variance_slopes(
     KW: tl.constexpr,
     SY: tl.constexpr,
     SX: tl.constexpr,
+    G: tl.constexpr,
 ):
-    """What A's gradient, `slope` `[P, SY SX]`, is to the inner products of the frame's low-resolution pixels.
+    """What A's gradient, `slope` `[P, SY G SX]`, is to the inner products of the frame's low-resolution pixels.
 
-    T(i, j) = sum over p and q of M(p, q) / xi(p) rstd(q)^3 (sum_k B(q, k) slope(p, k)) B(q, i) B(q, j), in planes of
-    SY SX each: i = j, j right of i, j below i, and one for both diagonals of the cell right and below i.
+    T(i, j) = sum over p and q of M(p, q) / xi(p) rstd(q)^3 (sum_k B(q, k) slope(p, k)) B(q, i) B(q, j). It comes as
+    `[SY, 2, G SX, 2]`, flattened: j is below i or not, and right of it or not; both stand for both diagonals of a cell.
     """
-    _, _, window, own, row, col, H, W = site
-    lower_y, fraction_y, base_y, lower_x, fraction_x, base_x = frame
-    P: tl.constexpr = own.shape[0]
-    slope = tl.reshape(slope * inverse[:, None], [P, SY, SX])
-    same = tl.zeros([P, SY, SX], tl.float32)
-    right = tl.zeros([P, SY, SX], tl.float32)
-    below = tl.zeros([P, SY, SX], tl.float32)
-    diagonal = tl.zeros([P, SY, SX], tl.float32)
+    _, _, _, own, row, col, _, _ = site
+    axis_y, axis_x = frame
+    NY: tl.constexpr = 2 * SY - 1
+    # where there is a next lane, this one's last column makes products with its first
+    NX: tl.constexpr = 2 * SX - 1 if G == 1 else 2 * SX
+    slope = unpack(split_lanes(slope, SY, G) * inverse[:, None])
+    across = column_weights(axis_x, col, KW, NX // 2 + 1)
+    planes = zeros(own, NY * NX)
     for i in range(KH):
-        slot, upper = source_slot(lower_y, fraction_y, row + (i - KH // 2), H, base_y)
-        down = spread(slot[:, None], upper[:, None], SY)
-        down_product = spread_product(slot[:, None], upper[:, None], SY)[:, :, None]
-        along = tl.sum(slope * down[:, :, None], 1)
-        squares = tl.zeros([P, SX], tl.float32)
-        products = tl.zeros([P, SX], tl.float32)
-        for j in range(KW):
-            near, rstd, _logit = load_tap(site, (), i - KH // 2, j - KW // 2, 0.0, True, False)
-            w = tl.load(window + i * KW + j)
-            slot, upper = source_slot(lower_x, fraction_x, col + (j - KW // 2), W, base_x)
-            across = spread(slot[:, None], upper[:, None], SX)
-            value = tl.where(near == own, w * rstd, 0.0) * tl.sum(along * across, 1) * rstd * rstd
-            squares += value[:, None] * across * across
-            products += value[:, None] * spread_product(slot[:, None], upper[:, None], SX)
-        down_square = (down * down)[:, :, None]
-        same += down_square * squares[:, None, :]
-        right += down_square * products[:, None, :]
-        below += down_product * squares[:, None, :]
-        diagonal += down_product * products[:, None, :]
-    return sum_pixels(same), sum_pixels(right), sum_pixels(below), sum_pixels(diagonal)
-
-
-@triton.jit
-def sum_pixels(plane):
-    return tl.reshape(tl.sum(plane, 0), [plane.shape[1] * plane.shape[2]])
+        weights, scales, _xi = load_row(site, i, inverse, KH, KW, True, False)
+        down = bilinear_weights(axis_y, row + (i - KH // 2), SY)
+        along = zeros(own, SX)
+        for y in tl.static_range(SY):
+            along = add(along, outer((down[y],), slope[y * SX : (y + 1) * SX]))
+        sums = zeros(own, NX)
+        for j in tl.static_range(KW):
+            value = repeat_lanes(sum_lanes(dot(along, across[j]), G), G)
+            value *= weights[j] * scales[j] * scales[j] * scales[j]
+            sums = add(sums, outer((value,), pair_products(across[j], NX)))
+        planes = add(planes, outer(pair_products(down, NY), sums))
+    padded = ()
+    for k in tl.static_range(4 * SY * SX):
+        if k // (2 * SX) < NY and k % (2 * SX) < NX:
+            padded = padded + (planes[k // (2 * SX) * NX + k % (2 * SX)],)
+        else:
+            padded = padded + (tl.zeros(own.shape, tl.float32),)
+    block = join_lanes(tl.reshape(pack(padded), [own.shape[0], 4 * SY * SX]), 2 * SY, G)
+    # a sum over the pixels without shuffles
+    ones = tl.full([1, block.shape[0]], 1.0, tl.float32)
+    return tl.reshape(tl.dot(ones, block, input_precision="ieee"), [block.shape[1]])

@@ -1,6 +1,5 @@
-"""From tensors and options to kernel launches, where the labels have the size of the logits."""
+"""The launches of a loss whose labels have the size of the logits."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,144 +9,142 @@ from torch import Tensor
 from lal_triton.kernels import arguments, configs
 from lal_triton.kernels.backward import local_cost_bwd_kernel, merge_bwd_kernel
 from lal_triton.kernels.forward import local_loss_fwd_kernel
-from lal_triton.kernels.statistics import moments_fwd_kernel
+from lal_triton.kernels.launching import Launch
+from lal_triton.kernels.layouts import State
 from lal_triton.options import LocalLoss
 
 
-def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss) -> tuple[Tensor, Tensor]:
-    """The losses `[N, H, W]` as `reference.local_loss`, and the planes that the backward needs (`_named_planes`)."""
-    images, classes, height, width = logits.shape
-    losses = arguments.empty((images, height, width), torch.float32, logits.device)
-    state = arguments.empty(
-        (configs.state_planes(options, classes, upsampled=False), *losses.shape), torch.float32, logits.device
-    )
-    planes = _named_planes(state, options)
-    merge = _merge_arguments(options.window, options, logits)
-    with arguments.on_device(logits):
-        if options.normalize:
-            block = configs.MOMENTS_BLOCK
-            moments_fwd_kernel[(images * triton.cdiv(height * width, block),)](
-                planes["mean"],
-                planes["rstd"],
-                logits,
-                **_logits_arguments(logits),
-                eps=options.eps,
-                BLOCK=block,
-                num_warps=arguments.num_warps(block, logits.device),
-            )
-        local_loss_fwd_kernel[_grid(logits, merge)](
-            losses,
-            logits=logits,
-            labels=labels.contiguous(),
-            **planes,
-            **_logits_arguments(logits),
-            **arguments.cost_arguments(weight, options, classes),
-            **merge,
+class FullResolution:
+    """From logits and labels the map of losses, and from its gradient that of the logits.
+
+    With `keep` the forward keeps exp(f_c - f_y), and what the backward gets are the slopes of `pool_bwd_kernel`.
+    Without, the backward merges the logits again, those of as many images at once as a scratch holds.
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor, weighted: bool, options: LocalLoss, state: State) -> None:
+        self.keep = state.keep
+        self._logits, self._options = arguments.outline(logits), options
+        self._device = logits.device
+        self._common = {
+            "H": logits.shape[2],
+            "W": logits.shape[3],
+            "C": logits.shape[1],
+            **state.arguments,
+            **arguments.strides("stride", logits, "nchw"),
+        }
+        self._cost = {**arguments.cost_arguments(weighted, options, logits.shape[1]), "BAND": state.band}
+        self._launches: dict[Any, Launch] = {}
+        merge = self._merge_arguments("local_loss_fwd")
+        self._forward = Launch(
+            local_loss_fwd_kernel,
+            self._programs(len(logits), merge),
+            {**self._common, **self._cost, **merge, "KEEP": state.keep},
         )
-    return losses, state
 
+    def forward(
+        self, stream: int | None, state: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None
+    ) -> Tensor | None:
+        kept = arguments.empty(logits.shape, torch.float32, self._device) if self.keep else None
+        self._forward(stream, kept, state, logits, labels, weight)
+        return kept
 
-def local_loss_backward(
-    gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, state: Tensor, options: LocalLoss
-) -> Tensor:
-    """The gradient of the logits from that of the losses."""
-    out = arguments.empty_like(logits)
-    images, classes, height, width = logits.shape
-    labels = labels.contiguous()
-    cost = arguments.cost_arguments(weight, options, classes)
-    with arguments.on_device(logits):
-        if len(options.window) == 1 and not options.normalize:  # f(p) is w z(p): there is nothing to merge
-            _cost_backward(out, gradient, logits, labels, state, cost, options, gain=options.window[0])
+    def backward(
+        self,
+        stream: int | None,
+        gradient: Tensor,
+        state: Tensor,
+        kept: Tensor | None,
+        logits: Tensor,
+        labels: Tensor,
+        weight: Tensor | None,
+    ) -> Tensor:
+        out = arguments.empty_like(logits)
+        if self.keep:
+            self._merge_backward(stream, out, kept, gradient, state, logits, labels)
             return out
+        if len(self._options.window) == 1 and not self._options.normalize:  # f(p) is w x(p): nothing to merge
+            self._cost_backward(stream, out, gradient, state, logits, labels, weight, gain=self._options.window[0])
+            return out
+        images, classes, height, width = logits.shape
         group = min(images, max(1, configs.SCRATCH_BYTES // (4 * classes * height * width)))
-        scratch = arguments.empty((group, classes, height, width), torch.float32, logits.device)
+        scratch = arguments.empty((group, classes, height, width), torch.float32, self._device)
         for first in range(0, images, group):
             part = slice(first, first + group)
-            inputs = logits[part], labels[part], state[:, part]
-            merged_gradient = scratch[: len(inputs[0])]
-            _cost_backward(merged_gradient, gradient[part], *inputs, cost, options)
-            _merge_backward(out[part], merged_gradient, *inputs, options)
-    return out
+            inputs = state, logits[part], labels[part]
+            merged_gradient = scratch[: images - first]
+            self._cost_backward(stream, merged_gradient, gradient[part], *inputs, weight, first_image=first)
+            self._merge_backward(stream, out[part], merged_gradient, None, *inputs, first_image=first)
+        return out
 
+    def _cost_backward(
+        self,
+        stream: int | None,
+        out: Tensor,
+        gradient: Tensor,
+        state: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        weight: Tensor | None,
+        first_image: int = 0,
+        gain: float = 1.0,
+    ) -> None:
+        key = "local_cost_bwd", first_image
+        if key not in self._launches:
+            merge = self._merge_arguments("local_cost_bwd")
+            more = {"first_image": first_image, "gain": gain}
+            self._launches[key] = Launch(
+                local_cost_bwd_kernel,
+                self._programs(len(out), merge),
+                {**self._common, **self._cost, **merge, **arguments.strides("out", out, "nchw"), **more},
+            )
+        self._launches[key](stream, out, gradient, state, logits, labels, weight)
 
-def _cost_backward(
-    out: Tensor,
-    gradient: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    state: Tensor,
-    cost: dict[str, Any],
-    options: LocalLoss,
-    gain: float = 1.0,
-) -> None:
-    merge = _merge_arguments(options.window, options, logits)
-    local_cost_bwd_kernel[_grid(logits, merge)](
-        out,
-        gradient,
-        logits=logits,
-        labels=labels,
-        **_named_planes(state, options),
-        **arguments.strides("out", out, "nchw"),
-        **arguments.strides("gradient", gradient, "nhw"),
-        **_logits_arguments(logits),
-        **cost,
-        **merge,
-        gain=gain,
-    )
+    def _merge_backward(
+        self,
+        stream: int | None,
+        out: Tensor,
+        source: Tensor | None,
+        slopes: Tensor | None,
+        state: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        first_image: int = 0,
+    ) -> None:
+        key = "merge_bwd", first_image
+        if key not in self._launches:
+            merge = self._merge_arguments("merge_bwd")
+            del merge["BY_WEIGHT"]
+            more = {"first_image": first_image, "KEPT": self.keep}
+            self._launches[key] = Launch(
+                merge_bwd_kernel,
+                self._programs(len(out), merge),
+                {**self._common, **merge, **arguments.strides("out", out, "nchw"), **more},
+            )
+        self._launches[key](stream, out, source, slopes, state, logits, labels)
 
+    def _merge_arguments(self, family: str) -> dict[str, Any]:
+        options = self._options
+        setting = configs.Setting.of(family, self._logits, self._logits.shape[2], options)
+        config = configs.find(setting, self._device)
+        large = configs.is_large(options)
+        window = tuple(options.window[::-1] if family == "merge_bwd" else options.window)
+        groups = config.get("groups", 1)
+        lanes = config["columns"] * config["strips"] * groups
+        return {
+            "window": arguments.window_table(window, self._device) if large else None,
+            "WINDOW": None if large else window,
+            "KH": options.kernel_height,
+            "KW": options.kernel_width,
+            "TH": config["rows"],
+            "TW": config["columns"],
+            "G": config["strips"],
+            **({"GROUPS": groups} if family == "merge_bwd" else {}),
+            "NORMALIZE": options.normalize,
+            "BY_WEIGHT": options.average == "weight",
+            "LARGE": large,
+            "num_warps": arguments.num_warps(lanes, self._device),
+        }
 
-def _merge_backward(
-    out: Tensor, merged_gradient: Tensor, logits: Tensor, labels: Tensor, state: Tensor, options: LocalLoss
-) -> None:
-    merge = _merge_arguments(options.window[::-1], options, logits)
-    del merge["BY_WEIGHT"]
-    planes = _named_planes(state, options)
-    merge_bwd_kernel[_grid(logits, merge)](
-        out,
-        merged_gradient,
-        logits,
-        labels,
-        planes["mean"],
-        planes["rstd"],
-        **arguments.strides("out", out, "nchw"),
-        **_logits_arguments(logits),
-        **merge,
-    )
-
-
-def _named_planes(state: Tensor, options: LocalLoss) -> dict[str, Tensor | None]:
-    """The score's mean and 1 / std, the highest f_c, and the sum over c != y of exp(f_c - top)."""
-    mean, rstd = state[:2] if options.normalize else (None, None)
-    top = state[-2] if len(state) - 2 * options.normalize == 2 else None
-    return {"mean": mean, "rstd": rstd, "top": top, "total": state[-1]}
-
-
-def _logits_arguments(logits: Tensor) -> dict[str, Any]:
-    _, classes, height, width = logits.shape
-    return {"H": height, "W": width, "C": classes, **arguments.strides("stride", logits, "nchw")}
-
-
-def _merge_arguments(window: Sequence[float], options: LocalLoss, logits: Tensor) -> dict[str, Any]:
-    height, width = options.kernel_height, options.kernel_width
-    strips = configs.choose_strips(height, width)
-    large = strips is None
-    if strips is None:
-        strips = configs.LARGE_WINDOW
-    return {
-        "window": arguments.window_table(tuple(window), logits.device) if large else None,
-        "WINDOW": None if large else tuple(window),
-        "KH": height,
-        "KW": width,
-        "TH": strips.rows,
-        "TW": strips.columns,
-        "G": strips.strips,
-        "NORMALIZE": options.normalize,
-        "BY_WEIGHT": options.average == "weight",
-        "LARGE": large,
-        "num_warps": arguments.num_warps(strips.lanes, logits.device),
-    }
-
-
-def _grid(logits: Tensor, merge: dict[str, Any]) -> tuple[int]:
-    images, _, height, width = logits.shape
-    return (images * triton.cdiv(height, merge["TH"] * merge["G"]) * triton.cdiv(width, merge["TW"]),)
+    def _programs(self, images: int, merge: dict[str, Any]) -> int:
+        height, width = self._logits.shape[2:]
+        return images * triton.cdiv(height, merge["TH"] * merge["G"]) * triton.cdiv(width, merge["TW"])

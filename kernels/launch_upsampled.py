@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lal_triton.bilinear import Axis
 from lal_triton.kernels import arguments, configs
+from lal_triton.kernels.launching import Launch
+from lal_triton.kernels.layouts import State
 from lal_triton.kernels.low_resolution import centre_fwd_kernel, gather_bwd_kernel, interpolated_rstd_kernel
 from lal_triton.kernels.upsampled import upsampled_loss_bwd_kernel, upsampled_loss_fwd_kernel
 from lal_triton.options import LocalLoss
@@ -69,72 +71,197 @@ def _tables(
     raise NotImplementedError(f"logits are {low} and target {high}, expected a larger ratio between them")
 
 
-def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss) -> tuple[Tensor, Tensor]:
-    """The losses `[N, H, W]` as `reference.local_loss`, and the planes that the backward needs (`_named_planes`)."""
-    losses = arguments.empty(labels.shape, torch.float32, logits.device)
-    planes = configs.state_planes(options, logits.shape[1], upsampled=True)
-    state = arguments.empty((planes, *losses.shape), torch.float32, logits.device)
-    tables = _tables_of(logits, labels, options)
-    with arguments.on_device(logits):
-        source, bad = _centre(logits)
-        if options.normalize:
-            _interpolated_rstd(state[0], source, tables, options)
-        upsampled_loss_fwd_kernel[(len(labels) * len(tables[0].base) * len(tables[1].base),)](
-            losses,
-            source=source,
-            bad=bad,
-            labels=labels.contiguous(),
-            **_named_planes(state, options),
-            **_mixture_arguments(source, labels, tables, options),
-            **arguments.cost_arguments(weight, options, logits.shape[1]),
-            CLASSES=configs.CLASSES_FORWARD,
-        )
-    return losses, state
+class Upsampled:
+    """From low-resolution logits and labels the map of losses, and from its gradient that of the logits.
 
-
-def local_loss_backward(
-    gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, state: Tensor, options: LocalLoss
-) -> Tensor:
-    """The gradient of the logits from that of the losses.
-
-    Each tile writes what it has for its frame; what it gives a low-resolution pixel is then gathered in a fixed order.
+    Each tile writes what it has for the gradient of its frame, for as many rows of tiles at once as a scratch holds;
+    what they give a low-resolution pixel is then gathered in a fixed order.
     """
-    out = arguments.empty_like(logits)
-    images, classes = logits.shape[:2]
-    labels = labels.contiguous()
-    tables = _tables_of(logits, labels, options)
-    down, across = tables
-    row_shape = (len(across.base), down.span * across.span, classes + 4 * options.normalize)
-    affordable = configs.SCRATCH_BYTES // (4 * math.prod(row_shape))
-    group = min(images, max(1, affordable // len(down.base)))
-    bands = list(_bands(down, affordable))
-    most_rows = max(band.tiles for band in bands)
-    with arguments.on_device(logits):
-        scratch = arguments.empty((group * most_rows, *row_shape), torch.float32, logits.device)
-        source, bad = _centre(logits)
-        constant = {
-            "span_y": down.span,
-            "span_x": across.span,
-            **arguments.strides("gradient", gradient, "nhw"),
-            **_mixture_arguments(source, labels, tables, options),
-            **arguments.cost_arguments(weight, options, classes),
-            "CLASSES": configs.CLASSES_BACKWARD,
+
+    def __init__(self, logits: Tensor, labels: Tensor, weighted: bool, options: LocalLoss, state: State) -> None:
+        self._options, self._device, self._state = options, logits.device, state
+        images, classes, height, width = logits.shape
+        low, high = (height, width), tuple(labels.shape[1:])
+        self._low, self._classes = low, classes
+        kernel = options.kernel_height, options.kernel_width
+        down, across = self._tables = _tables(low, high, options.align_corners, kernel, logits.device)
+        self._constants = {
+            **arguments.cost_arguments(weighted, options, classes),
+            **self._mixture_arguments(high),
         }
-        for first, band in itertools.product(range(0, images, group), bands):
-            part = slice(first, first + group)
-            upsampled_loss_bwd_kernel[(len(labels[part]) * band.tiles * len(across.base),)](
-                scratch,
-                gradient[part],
-                source=source[part],
-                bad=bad[part],
-                labels=labels[part],
-                **_named_planes(state[:, part], options),
-                first_tile=band.first_tile,
-                tiles_y=band.tiles,
-                **constant,
+        self._settings = {
+            family: configs.find(configs.Setting.of(family, logits, high[0], options), logits.device)
+            for family in ("upsampled_loss_fwd", "upsampled_loss_bwd")
+        }
+        self._low_resolution = {
+            "h": height,
+            "w": width,
+            "C": classes,
+            "BLOCK": configs.LOW_RESOLUTION_BLOCK,
+            "CLASSES": configs.LOW_RESOLUTION_CLASSES,
+            "num_warps": arguments.num_warps(configs.LOW_RESOLUTION_LANES, logits.device),
+        }
+        self._tensors = {
+            "window": arguments.window_table(tuple(options.window), logits.device),
+            "lower_y": down.lower,
+            "fraction_y": down.fraction,
+            "base_y": down.base,
+            "lower_x": across.lower,
+            "fraction_x": across.fraction,
+            "base_x": across.base,
+        }
+        self._launches: dict[Any, Launch] = {}
+        blocks = triton.cdiv(height * width, configs.LOW_RESOLUTION_BLOCK)
+        self._centre = Launch(
+            centre_fwd_kernel,
+            images * blocks,
+            {**self._low_resolution, **arguments.strides("stride", logits, "nchw")},
+        )
+        self._rstd = Launch(
+            interpolated_rstd_kernel,
+            triton.cdiv(images * height * width, configs.CELLS),
+            {
+                "h": height,
+                "w": width,
+                "C": classes,
+                "BLOCK": configs.CELLS,
+                "num_warps": arguments.num_warps(configs.CELLS, logits.device),
+                "start_y": down.start,
+                "fraction_y": down.fraction,
+                "start_x": across.start,
+                "fraction_x": across.fraction,
+                "H": high[0],
+                "W": high[1],
+                "cells": images * height * width,
+                "most_y": down.most_pixels,
+                "most_x": across.most_pixels,
+                "eps": options.eps,
+            },
+        )
+        self._forward = Launch(
+            upsampled_loss_fwd_kernel,
+            images * len(down.base) * len(across.base),
+            {**self._constants, **self._tensors, **self._block_arguments("upsampled_loss_fwd")},
+        )
+        row_shape = (len(across.base), down.span * across.span, classes + 4 * options.normalize)
+        affordable = configs.SCRATCH_BYTES // (4 * math.prod(row_shape))
+        self._group = min(images, max(1, affordable // len(down.base)))
+        self._bands = list(_bands(down, affordable))
+        self._scratch_shape = (self._group * max(band.tiles for band in self._bands), *row_shape)
+
+    def forward(self, stream: int | None, state: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None) -> None:
+        planes = self._state.planes(state)
+        rstd = planes.get("rstd")
+        source, bad = self._centred(stream, logits)
+        if rstd is not None:
+            self._rstd(stream, rstd, source)
+        self._forward(stream, planes["losses"], planes.get("top"), planes["total"], source, bad, labels, rstd, weight)
+
+    def backward(
+        self,
+        stream: int | None,
+        gradient: Tensor,
+        state: Tensor,
+        kept: None,
+        logits: Tensor,
+        labels: Tensor,
+        weight: Tensor | None,
+    ) -> Tensor:
+        out = arguments.empty_like(logits)
+        scratch = arguments.empty(self._scratch_shape, torch.float32, self._device)
+        source, bad = self._centred(stream, logits)
+        planes = self._state.planes(state)
+        for first, band in itertools.product(range(0, len(logits), self._group), self._bands):
+            part = slice(first, first + self._group)
+            top, total, rstd = (planes[name][part] if name in planes else None for name in ("top", "total", "rstd"))
+            backward, gather = self._backward(out[part], band)
+            backward(stream, scratch, gradient[part], top, total, source[part], bad[part], labels[part], rstd, weight)
+            gather(stream, out[part], scratch, source[part])
+        return out
+
+    def _centred(self, stream: int | None, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits less their mean over the classes, `[N, h, w, C]`, and where they are not finite, `[N, h, w]`."""
+        shape = (len(logits), *self._low)
+        source = arguments.empty((*shape, self._classes), torch.float32, self._device)
+        bad = arguments.empty(shape, torch.int8, self._device)
+        self._centre(stream, source, bad, logits)
+        return source, bad
+
+    def _backward(self, out: Tensor, band: "Band") -> tuple[Launch, Launch]:
+        key = len(out), band
+        if key not in self._launches:
+            down, across = self._tables
+            backward = Launch(
+                upsampled_loss_bwd_kernel,
+                len(out) * band.tiles * len(across.base),
+                {
+                    **self._constants,
+                    **self._tensors,
+                    **self._block_arguments("upsampled_loss_bwd"),
+                    "first_tile": band.first_tile,
+                    "tiles_y": band.tiles,
+                    "span_y": down.span,
+                    "span_x": across.span,
+                    "gradient_n": self._constants["H"] * self._constants["W"],
+                    "gradient_h": self._constants["W"],
+                    "gradient_w": 1,
+                },
             )
-            _gather(out[part], scratch, source[part], band, tables, options)
-    return out
+            gather = Launch(
+                gather_bwd_kernel,
+                len(out) * triton.cdiv(band.rows * self._low[1], configs.GATHER_BLOCK),
+                {
+                    **self._low_resolution,
+                    "BLOCK": configs.GATHER_BLOCK,
+                    **arguments.strides("out", out, "nchw"),
+                    "first_y": down.first,
+                    "base_y": down.base,
+                    "begin_y": band.first_tile,
+                    "tiles_y": band.tiles,
+                    "span_y": down.span,
+                    "first_x": across.first,
+                    "base_x": across.base,
+                    "begin_x": 0,
+                    "tiles_x": len(across.base),
+                    "span_x": across.span,
+                    "MOST_Y": down.most_tiles,
+                    "MOST_X": across.most_tiles,
+                    "first_row": band.first_row,
+                    "rows": band.rows,
+                    "NORMALIZE": self._options.normalize,
+                },
+            )
+            self._launches[key] = backward, gather
+        return self._launches[key]
+
+    def _mixture_arguments(self, high: tuple[int, ...]) -> dict[str, Any]:
+        options = self._options
+        down, across = self._tables
+        return {
+            "h": self._low[0],
+            "w": self._low[1],
+            "H": high[0],
+            "W": high[1],
+            "C": self._classes,
+            "KH": options.kernel_height,
+            "KW": options.kernel_width,
+            "TY": down.tile,
+            "TX": across.tile,
+            "SY": configs.padded_span(down.span),
+            "SX": configs.padded_span(across.span),
+            "NORMALIZE": options.normalize,
+            "BY_WEIGHT": options.average == "weight",
+            "PRECISION": arguments.dot_precision(self._device),
+        }
+
+    def _block_arguments(self, family: str) -> dict[str, int]:
+        config = self._settings[family]
+        lanes = config["lanes_per_slot"] * self._constants["SY"] * self._constants["SX"]
+        return {
+            "CLASSES": config["classes"],
+            "num_warps": arguments.num_warps(lanes, self._device),
+            "num_stages": config["num_stages"],
+        }
 
 
 class Band(NamedTuple):
@@ -155,124 +282,3 @@ def _bands(down: Tables, affordable: int) -> Iterator[Band]:
         last_row = bisect.bisect_right(down.tiles, end, key=lambda tiles: tiles[1])
         yield Band(row, last_row - row, first_tile, end - first_tile)
         row = last_row
-
-
-def _centre(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits less their mean over the classes, `[N, h, w, C]`, and where they are not finite, `[N, h, w]`."""
-    images, classes, height, width = logits.shape
-    source = arguments.empty((images, height, width, classes), torch.float32, logits.device)
-    bad = arguments.empty((images, height, width), torch.int8, logits.device)
-    centre_fwd_kernel[(images * triton.cdiv(height * width, configs.LOW_RESOLUTION_BLOCK),)](
-        source,
-        bad,
-        logits,
-        height,
-        width,
-        classes,
-        *logits.stride(),
-        **_low_resolution_arguments(logits),
-    )
-    return source, bad
-
-
-def _interpolated_rstd(rstd: Tensor, source: Tensor, tables: tuple[Tables, Tables], options: LocalLoss) -> None:
-    images, height, width, classes = source.shape
-    down, across = tables
-    interpolated_rstd_kernel[(triton.cdiv(images * height * width, configs.LOW_RESOLUTION_BLOCK),)](
-        rstd,
-        source,
-        down.start,
-        down.fraction,
-        across.start,
-        across.fraction,
-        height,
-        width,
-        *rstd.shape[1:],
-        classes,
-        images * height * width,
-        down.most_pixels,
-        across.most_pixels,
-        options.eps,
-        **_low_resolution_arguments(source),
-    )
-
-
-def _gather(
-    out: Tensor,
-    parts: Tensor,
-    source: Tensor,
-    band: Band,
-    tables: tuple[Tables, Tables],
-    options: LocalLoss,
-) -> None:
-    images, height, width, classes = source.shape
-    down, across = tables
-    gather_bwd_kernel[(images * triton.cdiv(band.rows * width, configs.LOW_RESOLUTION_BLOCK),)](
-        out,
-        parts,
-        source,
-        *(down.first, down.base, band.first_tile, band.tiles, down.span, down.most_tiles),
-        *(across.first, across.base, 0, len(across.base), across.span, across.most_tiles),
-        band.first_row,
-        band.rows,
-        height,
-        width,
-        classes,
-        *out.stride(),
-        NORMALIZE=options.normalize,
-        **_low_resolution_arguments(source),
-    )
-
-
-def _tables_of(logits: Tensor, labels: Tensor, options: LocalLoss) -> tuple[Tables, Tables]:
-    kernel = options.kernel_height, options.kernel_width
-    low, high = logits.shape[2:], labels.shape[1:]
-    return _tables(tuple(low), tuple(high), options.align_corners, kernel, logits.device)
-
-
-def _mixture_arguments(
-    source: Tensor, labels: Tensor, tables: tuple[Tables, Tables], options: LocalLoss
-) -> dict[str, Any]:
-    _, low_height, low_width, classes = source.shape
-    down, across = tables
-    slots_y, slots_x = configs.padded_span(down.span), configs.padded_span(across.span)
-    return {
-        "window": arguments.window_table(tuple(options.window), source.device),
-        "lower_y": down.lower,
-        "fraction_y": down.fraction,
-        "base_y": down.base,
-        "lower_x": across.lower,
-        "fraction_x": across.fraction,
-        "base_x": across.base,
-        "h": low_height,
-        "w": low_width,
-        "H": labels.shape[1],
-        "W": labels.shape[2],
-        "C": classes,
-        "KH": options.kernel_height,
-        "KW": options.kernel_width,
-        "TY": down.tile,
-        "TX": across.tile,
-        "SY": slots_y,
-        "SX": slots_x,
-        "NORMALIZE": options.normalize,
-        "BY_WEIGHT": options.average == "weight",
-        "PRECISION": arguments.dot_precision(source.device),
-        "num_warps": arguments.num_warps(configs.LANES_PER_SLOT * slots_y * slots_x, source.device),
-        "num_stages": 1,  # what is loaded ahead takes registers that the products need
-    }
-
-
-def _low_resolution_arguments(tensor: Tensor) -> dict[str, int]:
-    return {
-        "BLOCK": configs.LOW_RESOLUTION_BLOCK,
-        "CLASSES": configs.LOW_RESOLUTION_CLASSES,
-        "num_warps": arguments.num_warps(configs.LOW_RESOLUTION_LANES, tensor.device),
-    }
-
-
-def _named_planes(state: Tensor, options: LocalLoss) -> dict[str, Tensor | None]:
-    """The interpolated score's 1 / std, the highest f_c, and the sum over c != y of exp(f_c - top)."""
-    rstd = state[0] if options.normalize else None
-    top = state[-2] if len(state) - options.normalize == 2 else None
-    return {"rstd": rstd, "top": top, "total": state[-1]}

@@ -5,7 +5,8 @@
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.strips import is_inside, kernel
+from lal_triton.kernels.launching import kernel
+from lal_triton.kernels.strips import is_inside
 
 
 @triton.constexpr_function
@@ -20,9 +21,9 @@ def across(k):
 
 
 @triton.constexpr_function
-def corner(step):
-    """From a pixel to the upper or left one of the pair that a step makes."""
-    return min(step, 0)
+def cell(k):
+    """Which of the cells that a pixel is a corner of lies towards its neighbour k: 1 to the left, 2 above, 3 both."""
+    return 2 * (k // 3 == 0) + (k % 3 == 0)
 
 
 @triton.constexpr_function
@@ -100,81 +101,85 @@ def interpolated_rstd_kernel(
     most_x,
     eps,
     BLOCK: tl.constexpr,
-    CLASSES: tl.constexpr,
 ):
-    """1 / std of the interpolated pixels, `[N, H, W]`, from the inner products of each cell's four corners.
+    """1 / std of the interpolated pixels, `[N, H, W]`, from the inner products of each cell's four cells.
 
-    In float64: they cancel where the corners do. The pixels of cell i are [start[i], start[i + 1]) along an axis, at
+    In float64: they cancel where the cells do. The pixels of cell i are [start[i], start[i + 1]) along an axis, at
     most `most`.
     """
-    cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    valid = cell < cells
-    i = cell // w % h
-    j = cell % w
-    here = (source + cell * C)[:, None]
-    right = tl.where(j + 1 < w, C, 0).to(tl.int64)[:, None]
-    below = tl.where(i + 1 < h, w.to(tl.int64) * C, 0)[:, None]
-    classes = tl.arange(0, CLASSES)[None, :]
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = index < cells
+    i = (index // w % h).to(tl.int32)
+    j = (index % w).to(tl.int32)
+    here = source + index * C
+    right = tl.where(j + 1 < w, C, 0)
+    below = tl.where(i + 1 < h, w * C, 0)
     zero = tl.zeros([BLOCK], tl.float64)
     squares = (zero, zero, zero, zero)
     rightward = (zero, zero)
     downward = (zero, zero)
     diagonal = zero
-    for c0 in range(0, C, CLASSES):
-        mask = valid[:, None] & (c0 + classes < C)
-        p = tl.load(here + c0 + classes, mask=mask, other=0.0).to(tl.float64)
-        q = tl.load(here + right + c0 + classes, mask=mask, other=0.0).to(tl.float64)
-        r = tl.load(here + below + c0 + classes, mask=mask, other=0.0).to(tl.float64)
-        s = tl.load(here + below + right + c0 + classes, mask=mask, other=0.0).to(tl.float64)
-        squares = (
-            squares[0] + tl.sum(p * p, 1),
-            squares[1] + tl.sum(q * q, 1),
-            squares[2] + tl.sum(r * r, 1),
-            squares[3] + tl.sum(s * s, 1),
-        )
-        rightward = (rightward[0] + tl.sum(p * q, 1), rightward[1] + tl.sum(r * s, 1))
-        downward = (downward[0] + tl.sum(p * r, 1), downward[1] + tl.sum(q * s, 1))
-        diagonal += tl.sum(p * s + q * r, 1)
+    for c in range(C):
+        p = tl.load(here + c, mask=valid, other=0.0).to(tl.float64)
+        q = tl.load(here + (right + c), mask=valid, other=0.0).to(tl.float64)
+        r = tl.load(here + (below + c), mask=valid, other=0.0).to(tl.float64)
+        s = tl.load(here + (below + right + c), mask=valid, other=0.0).to(tl.float64)
+        squares = (squares[0] + p * p, squares[1] + q * q, squares[2] + r * r, squares[3] + s * s)
+        rightward = (rightward[0] + p * q, rightward[1] + r * s)
+        downward = (downward[0] + p * r, downward[1] + q * s)
+        diagonal += p * s + q * r
     first_y = tl.load(start_y + i, mask=valid, other=0)
     first_x = tl.load(start_x + j, mask=valid, other=0)
     last_y = tl.load(start_y + i + 1, mask=valid, other=0)
     last_x = tl.load(start_x + j + 1, mask=valid, other=0)
-    rstd += (cell // w // h) * H * W
-    for k in range(most_y * most_x):
-        y = first_y + k // most_x
-        x = first_x + k % most_x
-        inside = (y < last_y) & (x < last_x)
-        v = tl.load(fraction_y + y, mask=inside, other=0.0).to(tl.float64)
-        u = tl.load(fraction_x + x, mask=inside, other=0.0).to(tl.float64)
-        a = 1.0 - u
-        upper = a * a * squares[0] + u * u * squares[1] + 2.0 * a * u * rightward[0]
-        lower = a * a * squares[2] + u * u * squares[3] + 2.0 * a * u * rightward[1]
-        between = a * a * downward[0] + u * u * downward[1] + a * u * diagonal
-        norm = (1.0 - v) * (1.0 - v) * upper + v * v * lower + 2.0 * v * (1.0 - v) * between
-        value = 1.0 / tl.sqrt(tl.maximum(norm, 0.0) / C + eps)
-        tl.store(rstd + y.to(tl.int64) * W + x, value.to(tl.float32), mask=inside)
+    rstd += (index // w // h) * H * W
+    for m in range(most_y):
+        y = first_y + m
+        v = tl.load(fraction_y + y, mask=y < last_y, other=0.0).to(tl.float64)
+        # of the cell's sides at this height: the squares, and the product of the two
+        left = (1.0 - v) * (1.0 - v) * squares[0] + v * v * squares[2] + 2.0 * v * (1.0 - v) * downward[0]
+        far = (1.0 - v) * (1.0 - v) * squares[1] + v * v * squares[3] + 2.0 * v * (1.0 - v) * downward[1]
+        product = (1.0 - v) * (1.0 - v) * rightward[0] + v * v * rightward[1] + v * (1.0 - v) * diagonal
+        for k in range(most_x):
+            x = first_x + k
+            inside = (y < last_y) & (x < last_x)
+            u = tl.load(fraction_x + x, mask=inside, other=0.0).to(tl.float64)
+            norm = (1.0 - u) * (1.0 - u) * left + u * u * far + 2.0 * u * (1.0 - u) * product
+            value = tl.rsqrt(tl.maximum(norm, 0.0) / C + eps)
+            tl.store(rstd + y.to(tl.int64) * W + x, value.to(tl.float32), mask=inside)
 
 
 @triton.jit
-def sum_tiles(parts, pitch, n, y, x, channel, mask, axis_y, axis_x):
-    """What the tiles whose frame holds low-resolution pixel (y, x) have for it, summed in their order.
+def list_parts(n, y, x, axis_y, axis_x, MOST_Y: tl.constexpr, MOST_X: tl.constexpr):
+    """Where the parts of the tiles for low-resolution pixel (y, x) are among all parts; -1 where there are no more.
 
-    An axis is (the first of them for each pixel, base, the first tile that has a part, their number, span, most tiles).
+    An axis is (the first of the tiles whose frame holds a pixel, base, the first tile that has a part, their number,
+    span).
     """
-    first_y, base_y, begin_y, tiles_y, span_y, most_y = axis_y
-    first_x, base_x, _, tiles_x, span_x, most_x = axis_x
-    total = tl.zeros(mask.shape, tl.float32)
+    first_y, base_y, begin_y, tiles_y, span_y = axis_y
+    first_x, base_x, _, tiles_x, span_x = axis_x
     tile_y = tl.load(first_y + y, mask=y >= 0, other=0)
     tile_x = tl.load(first_x + x, mask=x >= 0, other=0)
-    for k in range(most_y * most_x):
-        ty = tile_y + k // most_x
-        tx = tile_x + k % most_x
-        listed = (ty < begin_y + tiles_y) & (tx < tiles_x) & (y >= 0) & (x >= 0)
-        slot_y = y - tl.load(base_y + ty, mask=listed, other=0)
-        slot_x = x - tl.load(base_x + tx, mask=listed, other=0)
-        listed = listed & (slot_y >= 0) & (slot_y < span_y) & (slot_x >= 0) & (slot_x < span_x)
+    listed = ()
+    for k in tl.static_range(MOST_Y * MOST_X):
+        ty = tile_y + k // MOST_X
+        tx = tile_x + k % MOST_X
+        exists = (ty < begin_y + tiles_y) & (tx < tiles_x) & (y >= 0) & (x >= 0)
+        slot_y = y - tl.load(base_y + ty, mask=exists, other=0)
+        slot_x = x - tl.load(base_x + tx, mask=exists, other=0)
+        exists = exists & (slot_y >= 0) & (slot_y < span_y) & (slot_x >= 0) & (slot_x < span_x)
         part = ((n * tiles_y + ty - begin_y) * tiles_x + tx) * span_y * span_x + slot_y * span_x + slot_x
-        total += tl.load(parts + part * pitch + channel, mask=mask & listed, other=0.0)
+        listed = listed + (tl.where(exists, part, -1),)
+    return listed
+
+
+@triton.jit
+def sum_parts(parts, listed, pitch, channel, mask, MOST: tl.constexpr):
+    """The sum of a channel, in the order of the tiles."""
+    total = tl.zeros(mask.shape, tl.float32)
+    for k in tl.static_range(MOST):
+        here = parts + listed[k].to(tl.int64) * pitch + channel
+        total += tl.load(here, mask=mask & (listed[k] >= 0), other=0.0)
     return total
 
 
@@ -188,13 +193,11 @@ def gather_bwd_kernel(
     begin_y,
     tiles_y,
     span_y,
-    most_y,
     first_x,
     base_x,
     begin_x,
     tiles_x,
     span_x,
-    most_x,
     first_row,
     rows,
     h,
@@ -205,35 +208,40 @@ def gather_bwd_kernel(
     out_h,
     out_w,
     NORMALIZE: tl.constexpr,
+    MOST_Y: tl.constexpr,
+    MOST_X: tl.constexpr,
     BLOCK: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
     """The gradient of rows of the logits: the tiles' parts, less sum_j T(i, j) x(j) over each pixel's neighbours j."""
-    axis_y = (first_y, base_y, begin_y, tiles_y, span_y, most_y)
-    axis_x = (first_x, base_x, begin_x, tiles_x, span_x, most_x)
-    area = rows.to(tl.int64) * w
+    axis_y = (first_y, base_y, begin_y, tiles_y, span_y)
+    axis_x = (first_x, base_x, begin_x, tiles_x, span_x)
+    most: tl.constexpr = MOST_Y * MOST_X
+    area = rows * w
     blocks = tl.cdiv(area, BLOCK)
-    n = (tl.program_id(0) // blocks).to(tl.int64)
+    n = tl.program_id(0) // blocks
     pixel = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK))[:, None]
     inside = pixel < area
     pixel = tl.minimum(pixel, area - 1)
-    y = first_row + (pixel // w).to(tl.int32)
-    x = (pixel % w).to(tl.int32)
+    y = first_row + pixel // w
+    x = pixel % w
+    own = list_parts(n, y, x, axis_y, axis_x, MOST_Y, MOST_X)
     pitch = C
     slopes = ()
     if NORMALIZE:
         pitch = C + 4
+        cells = (own,)
+        for k in tl.static_range(1, 4):
+            cells = cells + (list_parts(n, y - k // 2, x - k % 2, axis_y, axis_x, MOST_Y, MOST_X),)
         for k in tl.static_range(9):
-            corner_y = y + corner(down(k))
-            corner_x = x + corner(across(k))
-            channel = C + plane(k)
-            slopes = slopes + (sum_tiles(parts, pitch, n, corner_y, corner_x, channel, inside, axis_y, axis_x),)
+            slopes = slopes + (sum_parts(parts, cells[cell(k)], pitch, C + plane(k), inside, most),)
+    n = n.to(tl.int64)
     out += n * out_n + y.to(tl.int64) * out_h + x.to(tl.int64) * out_w
     source += ((n * h + y) * w + x) * C
     for c0 in range(0, C, CLASSES):
         c = c0 + tl.arange(0, CLASSES)[None, :]
         mask = inside & (c < C)
-        value = sum_tiles(parts, pitch, n, y, x, c, mask, axis_y, axis_x)
+        value = sum_parts(parts, own, pitch, c, mask, most)
         if NORMALIZE:
             for k in tl.static_range(9):
                 exists = is_inside(y + down(k), x + across(k), h, w)

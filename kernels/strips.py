@@ -4,7 +4,8 @@
 
 A lane owns one column of TH output rows. Its window weights are a tuple of floats that lives in registers through the
 loop over the classes, in which every input row is loaded once at each of its KW shifts and feeds all the output rows
-whose window it is in. A window too large for that (LARGE, with TH = 1) is walked by a plain loop over its taps.
+whose window it is in. A window too large for that (LARGE, with TH = 1) is walked by a plain loop over its taps. Lanes
+have the shape [1, lanes], so that what has a class may have the shape [classes, lanes].
 
 Labels are encoded (`lal_triton.labels`), and they and all other `[N, H, W]` planes are contiguous. Every pointer stands
 at the lane's first pixel. Two tuples keep the signatures short: a `view` of the logits is (pointer, stride_c, stride_h,
@@ -12,33 +13,20 @@ stride_w), and a `site`, from which weights are made, (labels, rstd, window, own
 labels of the lane's own pixels.
 """
 
-import functools
-
 import triton
 import triton.language as tl
 
-# Sizes and strides vary from batch to batch: a kernel specialised on their divisibility would be compiled again and
-# gain nothing, since no lane loads more than one element at a time.
-kernel = functools.partial(
-    triton.jit,
-    do_not_specialize=(
-        *("H", "W", "C", "stride_n", "stride_c", "stride_h", "out_n", "out_c", "out_h", "out_w"),
-        *("gradient_n", "gradient_h", "gradient_w", "centre_stride"),
-        *("h", "w", "cells", "most_y", "most_x", "span_y", "span_x", "tiles_y", "tiles_x"),
-        *("begin_y", "begin_x", "first_tile", "first_row", "rows"),
-    ),
-    do_not_specialize_on_alignment=(
-        *("logits", "labels", "mean", "rstd", "top", "total", "losses", "gradient", "cost_gradient", "out"),
-        *("class_weight", "window", "source", "bad", "parts", "lower_y", "lower_x", "fraction_y", "fraction_x"),
-        *("base_y", "base_x", "start_y", "start_x", "first_y", "first_x"),
-    ),
-)
+from lal_triton.kernels import configs
+from lal_triton.kernels.state import MEAN, OFFSETS, find_plane
 
 VOID = tl.constexpr(-1)
 INVALID = tl.constexpr(-2)
-NO_LABEL = tl.constexpr(-3)
+NO_LABEL = tl.constexpr(-3)  # of a pixel that is to be like no other
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+PIVOT_ROWS = tl.constexpr(8)
+BAND_ROWS = tl.constexpr(configs.BAND_ROWS)
+MOST_OFFSET = tl.constexpr(1.0)
 TINY = tl.constexpr(1.1754943508222875e-38)
 
 
@@ -72,8 +60,14 @@ def place(H, W, KH: tl.constexpr, KW: tl.constexpr, TH: tl.constexpr, TW: tl.con
     col0 = tile % across * TW
     inside_rows = (row0 >= KH // 2) & (row0 + TH * G + KH // 2 <= H)
     interior = inside_rows & (col0 >= KW // 2) & (col0 + TW + KW // 2 <= W)
-    lane = tl.arange(0, TW * G)
+    lane = tl.arange(0, TW * G)[None, :]
     return n, row0 + lane // TW * TH, col0 + lane % TW, interior
+
+
+@triton.jit
+def wide(i):
+    """As int64, for offsets; the interpreter's loops count in plain numbers."""
+    return tl.zeros([], tl.int64) + i
 
 
 @triton.jit
@@ -96,6 +90,34 @@ def load_own_labels(labels, row, col, H, W, TH: tl.constexpr):
 
 
 @triton.jit
+def is_labelled(own, TH: tl.constexpr):
+    """Whether some lane owns a pixel with a label."""
+    highest = own[0]
+    for j in tl.static_range(1, TH):
+        highest = tl.maximum(highest, own[j])
+    return tl.max(highest) >= 0
+
+
+@triton.jit
+def fill_zero(pointer, stride_c, stride_h, first, C, row, col, H, W, TH: tl.constexpr):
+    """0 at the lane's pixels for the classes from `first`; `pointer` stands at its first pixel, of class 0."""
+    for c in range(first, C):
+        for j in tl.static_range(TH):
+            zero = tl.zeros(row.shape, tl.float32).to(pointer.dtype.element_ty)
+            here = pointer + wide(c) * stride_c + wide(j) * stride_h
+            tl.store(here, zero, mask=is_inside(row + j, col, H, W))
+
+
+@triton.jit
+def like_no_other(own, TH: tl.constexpr):
+    """The labels with NO_LABEL in place of those that are none, so that two void pixels are not alike."""
+    labels = ()
+    for j in tl.static_range(TH):
+        labels = labels + (tl.where(own[j] >= 0, own[j], NO_LABEL),)
+    return labels
+
+
+@triton.jit
 def load_column(plane, own, W, TH: tl.constexpr):
     """A plane at the lane's own pixels, 0 at those without a label."""
     values = ()
@@ -105,54 +127,93 @@ def load_column(plane, own, W, TH: tl.constexpr):
 
 
 @triton.jit
-def lane_pivot(mean, own, W, TH: tl.constexpr):
-    """A value near the lane's logits; subtracting it from all of them keeps their common offset out of the sums."""
-    total = tl.zeros_like(own[0]).to(tl.float32)
+def lane_pivot(mean, labels, row, col, H, W, rows):
+    """A value near the lane's logits, from the PIVOT_ROWS around it as for strips of any height; from no rows 0."""
+    total = tl.zeros(row.shape, tl.float32)
     count = total
-    means = load_column(mean, own, W, TH)
-    for j in tl.static_range(TH):
-        usable = (own[j] >= 0) & (tl.abs(means[j]) < float("inf"))
-        total += tl.where(usable, means[j], 0.0)
+    for k in range(rows):
+        step = k - row % PIVOT_ROWS
+        label = tl.load(labels + step * W, mask=is_inside(row + step, col, H, W), other=VOID)
+        value = tl.load(mean + step * W, mask=label >= 0, other=0.0)
+        usable = (label >= 0) & (tl.abs(value) < float("inf"))
+        total += tl.where(usable, value, 0.0)
         count += tl.where(usable, 1.0, 0.0)
     return total / tl.maximum(count, 1.0)
 
 
 @triton.jit
-def load_tap(site, view, i, j, pivot, SCALED: tl.constexpr, LOGIT: tl.constexpr):
-    """Of the pixel i rows and j columns on: its label (NO_LABEL if it takes no part), rstd, and own label's logit."""
-    labels, rstd, _, _, row, col, H, W = site
-    label = tl.load(labels + (i * W + j), mask=is_inside(row + i, col + j, H, W), other=NO_LABEL)
-    part = label >= 0
-    scale = tl.zeros_like(label).to(tl.float32)
-    logit = scale
+def find_pivot(
+    state,
+    labels,
+    n,
+    pixel,
+    row,
+    col,
+    H,
+    W,
+    plane_size,
+    BAND: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PLACES: tl.constexpr,
+):
+    """What to subtract from all logits of the lane, to keep their common offset out of the sums, and whether that is 0.
+
+    It is where no mean of the whole band of rows is larger than MOST_OFFSET standard deviations: the tile's height has
+    no say in it.
+    """
+    pivot = tl.zeros(row.shape, tl.float32)
+    centred = True
+    if NORMALIZE:
+        parts = tl.cdiv(W, BAND)
+        bands = tl.cdiv(H, BAND_ROWS)
+        offsets = find_plane(state, OFFSETS, PLACES, plane_size) + (n * bands + tl.min(row) // BAND_ROWS) * parts
+        largest = 0.0
+        for k in range(0, parts, 128):
+            part = k + tl.arange(0, 128)
+            largest = tl.maximum(largest, tl.max(tl.load(offsets + part, mask=part < parts, other=0.0)))
+        centred = largest <= MOST_OFFSET
+        mean = find_plane(state, MEAN, PLACES, plane_size) + pixel
+        pivot = lane_pivot(mean, labels, row, col, H, W, tl.where(centred, 0, PIVOT_ROWS))
+    return pivot, centred
+
+
+@triton.jit
+def load_tap(site, plane, i, j, pivot, SCALED: tl.constexpr, VALUED: tl.constexpr, INTERIOR: tl.constexpr):
+    """Of the pixel i rows and j columns on: label, scale, and with VALUED the plane's value less the pivot."""
+    labels, scales, _, _, row, col, H, W = site
+    mask = None if INTERIOR else is_inside(row + i, col + j, H, W)
+    label = tl.load(labels + i * W + j, mask=mask, other=None if INTERIOR else VOID)
+    none = None if INTERIOR else 0.0
+    scale = tl.zeros(label.shape, tl.float32)
+    value = scale
     if SCALED:
-        scale += tl.load(rstd + (i * W + j), mask=part, other=0.0)
+        scale += tl.load(scales + i * W + j, mask=mask, other=none)
     else:
         scale += 1.0
-    if LOGIT:
-        pointer, stride_c, stride_h, stride_w = view
-        pointer += (tl.zeros([], tl.int64) + i) * stride_h + (tl.zeros([], tl.int64) + j) * stride_w
-        logit = tl.load(pointer + label.to(tl.int64) * stride_c, mask=part, other=0.0).to(tl.float32) - pivot
-    return tl.where(part, label, NO_LABEL), scale, logit
+    if VALUED:
+        value = tl.load(plane + i * W + j, mask=mask, other=none) - pivot
+    return label, scale, value
 
 
 @triton.jit
 def strip_weights(
     site,
-    view,
+    plane,
     pivot,
     WINDOW: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
     TH: tl.constexpr,
     SCALED: tl.constexpr,
-    LOGIT: tl.constexpr,
+    VALUED: tl.constexpr,
     BY_WEIGHT: tl.constexpr,
     LARGE: tl.constexpr,
+    INTERIOR: tl.constexpr,
 ):
-    """The weights mu w rstd, and of each output row xi and the weighted sum of the logits of the own label."""
-    _, _, window, own, _, _, _, _ = site
-    zero = tl.zeros_like(own[0]).to(tl.float32)
+    """The weights mu w x scale, and of each output row xi and with VALUED the weighted sum of the plane."""
+    window = site[2]
+    own = like_no_other(site[3], TH)
+    zero = tl.zeros(own[0].shape, tl.float32)
     weights = ()
     xi = ()
     sums = ()
@@ -160,7 +221,7 @@ def strip_weights(
         count = zero
         total = zero
         for t in range(KH * KW):
-            near, scale, x = load_tap(site, view, t // KW - KH // 2, t % KW - KW // 2, pivot, SCALED, LOGIT)
+            near, scale, x = load_tap(site, plane, t // KW - KH // 2, t % KW - KW // 2, pivot, SCALED, VALUED, INTERIOR)
             w = tl.load(window + t)
             count += tl.where(near == own[0], w if BY_WEIGHT else 1.0, 0.0)
             total += tl.where(near == own[0], w * scale, 0.0) * x
@@ -172,7 +233,7 @@ def strip_weights(
             sums = sums + (zero,)
         for r in tl.static_range(TH + KH - 1):
             for cc in tl.static_range(KW):
-                near, scale, x = load_tap(site, view, r - KH // 2, cc - KW // 2, pivot, SCALED, LOGIT)
+                near, scale, x = load_tap(site, plane, r - KH // 2, cc - KW // 2, pivot, SCALED, VALUED, INTERIOR)
                 new_xi = ()
                 new_sums = ()
                 for j in tl.static_range(TH):
@@ -249,32 +310,33 @@ def merge_class(
     TH: tl.constexpr,
     SCALED: tl.constexpr,
     LARGE: tl.constexpr,
-    INTERIOR: tl.constexpr,
+    FAST: tl.constexpr,
 ):
-    """`merged` plus the weighted sum of one class, whose plane has `pointer` at the lane's first pixel."""
-    _, _, window, own, row, col, H, W = site
+    """`merged` plus the weighted sum of one class, or of a column of them, with `pointer` at the lane's first pixel.
+
+    FAST where no window leaves the image and the pivot is 0.
+    """
+    labels, _, window, own, row, col, H, W = site
     if LARGE:
         total = tl.zeros_like(merged[0])
         for t in range(KH * KW):
             i = t // KW - KH // 2
             j = t % KW - KW // 2
-            tap = load_tap(site, (), i, j, pivot, SCALED, False)
-            same = tap[0] == own[0]
-            x = tl.load(pointer + i.to(tl.int64) * stride_h + j.to(tl.int64) * stride_w, mask=same, other=0.0)
+            tap = load_tap(site, labels, i, j, 0.0, SCALED, False, False)
+            same = (tap[0] == own[0]) & (tap[0] >= 0)
+            x = tl.load(pointer + wide(i) * stride_h + wide(j) * stride_w, mask=same, other=0.0)
             total += tl.where(same, tl.load(window + t) * tap[1], 0.0) * (x.to(tl.float32) - pivot)
         merged = (merged[0] + total * weights[0],)
     else:
         for r in tl.static_range(TH + KH - 1):
-            line = pointer + tl.full([], r - KH // 2, tl.int64) * stride_h
+            line = pointer + wide(r - KH // 2) * stride_h
             for cc in tl.static_range(KW):
-                x_ptr = line + tl.full([], cc - KW // 2, tl.int64) * stride_w
-                if INTERIOR:
+                x_ptr = line + wide(cc - KW // 2) * stride_w
+                if FAST:
                     x = tl.load(x_ptr).to(tl.float32)
                 else:
                     inside = is_inside(row + (r - KH // 2), col + (cc - KW // 2), H, W)
-                    x = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32)
-                if SCALED:
-                    x -= pivot
+                    x = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32) - pivot
                 new = ()
                 for j in tl.static_range(TH):
                     if feeds(r, j, KH):

@@ -10,27 +10,54 @@ import triton.language as tl
 
 from lal_triton.kernels.cost import class_weight_sum, cost_slope, local_cost, surprise_and_miss
 from lal_triton.kernels.forward import gather_weights
-from lal_triton.kernels.frames import frame_pixels, mix, place_tile, variance_slopes
-from lal_triton.kernels.strips import INVALID, LOG2E, VOID, is_inside, kernel, lane_offset, load_own_labels
+from lal_triton.kernels.frames import (
+    frame_pixels,
+    join_lanes,
+    mix,
+    place_tile,
+    sum_lanes,
+    tile_pixels,
+    tile_site,
+    unpack,
+    variance_slopes,
+)
+from lal_triton.kernels.launching import kernel
+from lal_triton.kernels.strips import INVALID, LOG2E, VOID, is_inside, lane_offset, load_own_labels
 
 
 @triton.jit
 def load_source(source, pixels, c, C):
     """`[slots, classes]` of a frame."""
-    return tl.load(source + pixels[:, None] * C + c[None, :], mask=c[None, :] < C, other=0.0)
+    return tl.load(source + (pixels[:, None] * C + c[None, :]), mask=c[None, :] < C, other=0.0)
 
 
 @triton.jit
-def own_logit(source, pixels, mixture, own, C):
-    """f_y `[P]`, 0 where there is no label."""
-    x = tl.load(source + pixels[None, :] * C + own[:, None], mask=own[:, None] >= 0, other=0.0)
-    return tl.sum(mixture * x, 1)
+def own_logit(source, y, x, h, w, C, mixture, own, SY: tl.constexpr, SX: tl.constexpr):
+    """A lane's part of f_y, 0 where there is no label; its slots begin at low-resolution pixel (y, x)."""
+    total = tl.zeros_like(own).to(tl.float32)
+    weights = unpack(mixture)
+    for i in tl.static_range(SY):
+        line = source + own + tl.minimum(i, h - 1 - y) * (w * C)
+        part = tl.zeros_like(total)  # fewer roundings than in one long sum
+        for j in tl.static_range(SX):
+            logit = tl.load(line + tl.minimum(x + j, w - 1) * C, mask=own >= 0, other=0.0)
+            part += weights[i * SX + j] * logit
+        total += part
+    return total
 
 
 @triton.jit
-def is_spoiled(bad, pixels, mixture):
-    """Whether some slot that a pixel mixes holds a logit that is not finite."""
-    return tl.max(tl.where((mixture != 0) & (tl.load(bad + pixels)[None, :] > 0), 1, 0), 1) > 0
+def find_spoiled(bad, mixture):
+    """The pixels that mix a slot with a logit that is not finite, and the slots that those mix."""
+    slot = tl.arange(0, mixture.shape[1])
+    bits = tl.sum((bad > 0).to(tl.int64) << slot, 0)
+    spoiled = tl.zeros([mixture.shape[0]], tl.int1)
+    holes = tl.zeros([mixture.shape[1]], tl.int1)
+    if bits != 0:
+        mixed = (mixture != 0).to(tl.int32)
+        spoiled = tl.max(mixed * (bits >> slot & 1).to(tl.int32)[None, :], 1) > 0
+        holes = tl.max(tl.where(spoiled[:, None], mixed, 0), 0) > 0
+    return spoiled, holes
 
 
 @kernel
@@ -74,18 +101,25 @@ def upsampled_loss_fwd_kernel(
     BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    n, row, col, frame_y, frame_x = place_tile(tl.program_id(0), 0, tl.cdiv(H, TY), W, base_y, base_x, TY, TX)
+    G: tl.constexpr = SY * SX // 16
+    LX: tl.constexpr = SX // G
+    n, tile_y, tile_x, frame_y, frame_x = place_tile(tl.program_id(0), 0, tl.cdiv(H, TY), W, base_y, base_x, TX)
+    site = tile_site(labels, rstd, window, n, tile_y, tile_x, H, W, TY, TX, G, NORMALIZE)
+    lane_x = frame_x + tl.arange(0, TY * TX * G) % G * LX
+    frame = ((lower_y, fraction_y, frame_y, H), (lower_x, fraction_x, lane_x, W))
+    lanes, _ = mix(site, frame, KH, KW, SY, LX, NORMALIZE, BY_WEIGHT)
+    mixture = join_lanes(lanes, SY, G)
+    line = (n * h + frame_y) * w
+    source += line * C
+    own_merged = sum_lanes(own_logit(source, frame_y, lane_x, h, w, C, lanes, site[3], SY, LX), G)
+    pixels = frame_pixels(frame_y, frame_x, h, w, SY, SX)
+    spoiled, _holes = find_spoiled(tl.load(bad + line + pixels), mixture)
+
+    row, col = tile_pixels(tile_y, tile_x, TY, TX, 1)
     pixel = n * H * W + lane_offset(row, col, W, 1)
     labels += pixel
-    if NORMALIZE:
-        rstd += pixel
     own = load_own_labels(labels, row, col, H, W, 1)[0]
-    site = (labels, rstd, window, own, row, col, H, W)
-    frame = (lower_y, fraction_y, frame_y, lower_x, fraction_x, frame_x)
-    mixture, _ = mix(site, frame, KH, KW, SY, SX, NORMALIZE, BY_WEIGHT)
-    pixels = frame_pixels(n, frame_y, frame_x, h, w, SY, SX)
-    own_merged = own_logit(source, pixels, mixture, own, C)
-
+    inside = is_inside(row, col, H, W)
     highest = own_merged
     others = tl.zeros_like(own_merged)
     drift = tl.zeros_like(own_merged)
@@ -108,6 +142,12 @@ def upsampled_loss_fwd_kernel(
                 difference *= tl.load(class_weight + c, mask=c < C, other=0.0)[None, :]
             drift += tl.sum(tl.where(counts, difference, 0.0), 1)
 
+    tl.store(total + pixel, others, mask=inside)
+    if not BOUNDED:
+        tl.store(top + pixel, highest, mask=inside)
+    # loaded anew, the labels have one pixel to a lane, and so has what follows from them
+    own = load_own_labels(labels, row, col, H, W, 1)[0]
+    others = tl.where(own >= 0, others, 0.0)
     surprise, miss = surprise_and_miss(highest - own_merged, others)
     weight_sum = class_weight_sum(class_weight, C, WEIGHTED)
     loss = local_cost(
@@ -123,13 +163,9 @@ def upsampled_loss_fwd_kernel(
         FOCAL,
         SMOOTHING,
     )
-    loss = tl.where((own == INVALID) | is_spoiled(bad, pixels, mixture), float("nan"), loss)
+    loss = tl.where((own == INVALID) | spoiled, float("nan"), loss)
     centre = (own != VOID) & (row % centre_stride == 0) & (col % centre_stride == 0)
-    inside = is_inside(row, col, H, W)
     tl.store(losses + pixel, tl.where(centre, loss, 0.0), mask=inside)
-    tl.store(total + pixel, others, mask=inside)
-    if not BOUNDED:
-        tl.store(top + pixel, highest, mask=inside)
 
 
 @kernel
@@ -182,27 +218,33 @@ def upsampled_loss_bwd_kernel(
     PRECISION: tl.constexpr,
 ):
     """Of tiles_y rows of tiles, `[tiles, span_y span_x, C]`: A^T G; with NORMALIZE four more, the planes of T."""
+    G: tl.constexpr = SY * SX // 16
+    LX: tl.constexpr = SX // G
     tile = tl.program_id(0)
-    n, row, col, frame_y, frame_x = place_tile(tile, first_tile, tiles_y, W, base_y, base_x, TY, TX)
+    n, tile_y, tile_x, frame_y, frame_x = place_tile(tile, first_tile, tiles_y, W, base_y, base_x, TX)
+    site = tile_site(labels, rstd, window, n, tile_y, tile_x, H, W, TY, TX, G, NORMALIZE)
+    lane_x = frame_x + tl.arange(0, TY * TX * G) % G * LX
+    frame = ((lower_y, fraction_y, frame_y, H), (lower_x, fraction_x, lane_x, W))
+    lanes, inverse = mix(site, frame, KH, KW, SY, LX, NORMALIZE, BY_WEIGHT)
+    mixture = join_lanes(lanes, SY, G)
+    line = (n * h + frame_y) * w
+    source += line * C
+    own_merged = sum_lanes(own_logit(source, frame_y, lane_x, h, w, C, lanes, site[3], SY, LX), G)
+    pixels = frame_pixels(frame_y, frame_x, h, w, SY, SX)
+    spoiled, holes = find_spoiled(tl.load(bad + line + pixels), mixture)
+
+    row, col = tile_pixels(tile_y, tile_x, TY, TX, 1)
     pixel = n * H * W + lane_offset(row, col, W, 1)
     labels += pixel
-    if NORMALIZE:
-        rstd += pixel
     own = load_own_labels(labels, row, col, H, W, 1)[0]
-    site = (labels, rstd, window, own, row, col, H, W)
-    frame = (lower_y, fraction_y, frame_y, lower_x, fraction_x, frame_x)
-    mixture, inverse = mix(site, frame, KH, KW, SY, SX, NORMALIZE, BY_WEIGHT)
-    pixels = frame_pixels(n, frame_y, frame_x, h, w, SY, SX)
-    own_merged = own_logit(source, pixels, mixture, own, C)
-
     inside = is_inside(row, col, H, W)
     others = tl.load(total + pixel, mask=inside, other=0.0)
     highest = own_merged
+    lead = tl.zeros_like(own_merged)
     if not BOUNDED:
         highest = tl.load(top + pixel, mask=inside, other=0.0)
-    lead = highest - own_merged
+        lead = highest - own_merged
     surprise, miss = surprise_and_miss(lead, others)
-    spoiled = is_spoiled(bad, pixels, mixture)
     taken = (own >= 0) & (row % centre_stride == 0) & (col % centre_stride == 0)
     gradient += n * gradient_n + lane_offset(row, col, gradient_h, gradient_w)
     coefficient, own_gradient, uniform = cost_slope(
@@ -225,9 +267,7 @@ def upsampled_loss_bwd_kernel(
         pitch = C + 4
     slot = tl.arange(0, SY * SX)
     kept = (slot // SX < span_y) & (slot % SX < span_x)
-    parts += (tile.to(tl.int64) * span_y * span_x + slot // SX * span_x + slot % SX) * pitch
-    # 0 x NaN: what is spoiled goes round the products
-    holes = tl.max(tl.where((mixture != 0) & spoiled[:, None], 1, 0), 0) > 0
+    parts += tile.to(tl.int64) * span_y * span_x * pitch
     slope = tl.zeros_like(mixture)
     for c0 in range(0, C, CLASSES):
         c = c0 + tl.arange(0, CLASSES)
@@ -244,10 +284,15 @@ def upsampled_loss_bwd_kernel(
             slope += tl.dot(g, tl.trans(x), input_precision=PRECISION)
         part = tl.trans(tl.dot(tl.trans(g), mixture, input_precision=PRECISION))
         part = tl.where(holes[:, None], float("nan"), part)
-        tl.store(parts[:, None] + c[None, :], part, mask=kept[:, None] & (c[None, :] < C))
+        tl.store(
+            parts + (slot // SX * span_x + slot % SX)[:, None] * pitch + c[None, :],
+            part,
+            mask=kept[:, None] & (c[None, :] < C),
+        )
     if NORMALIZE:
-        same, right, below, diagonal = variance_slopes(slope / C, inverse, site, frame, KH, KW, SY, SX)
-        tl.store(parts + C, same, mask=kept)
-        tl.store(parts + C + 1, right, mask=kept)
-        tl.store(parts + C + 2, below, mask=kept)
-        tl.store(parts + C + 3, diagonal, mask=kept)
+        slopes = variance_slopes(slope, inverse / C, site, frame, KH, KW, SY, LX, G)
+        k = tl.arange(0, 4 * SY * SX)
+        row = k // (2 * SX)
+        col = k % (2 * SX)
+        kept = (row // 2 < span_y) & (col // 2 < span_x)
+        tl.store(parts + (row // 2 * span_x + col // 2) * pitch + C + row % 2 * 2 + col % 2, slopes, mask=kept)

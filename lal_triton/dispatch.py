@@ -2,12 +2,22 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from lal_triton import validation
 from lal_triton.kernels.configs import upsampling_is_served
 from lal_triton.options import LocalLoss
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """torch.compiler.assume_constant_result without its import of the compiler, and of Triton with it."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def backend_for(backend: str, logits: torch.Tensor, size: torch.Size, options: LocalLoss) -> str:
@@ -24,7 +34,7 @@ def backend_for(backend: str, logits: torch.Tensor, size: torch.Size, options: L
     return "torch"
 
 
-@torch.compiler.assume_constant_result  # it reads the environment, which is no part of a graph
+@constant_in_graphs  # it reads the environment, which is no part of a graph
 def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend for such logits: "auto" is Triton where it serves them, else torch; "triton" runs or raises."""
     validation.check_choice("backend", backend, validation.BACKENDS)

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
-from lal_triton import pooling, reference, validation
+from lal_triton import pooling, reference, triton_ops, validation
 from lal_triton.dispatch import backend_for
 from lal_triton.labels import encode_labels
-from lal_triton.options import KernelSize, LocalLoss, Window, loss_dtype, make_options
+from lal_triton.options import KernelSize, LocalLoss, Pooling, Window, loss_dtype, make_options
 
 
 def locally_adaptive_loss(
@@ -236,14 +236,28 @@ def evaluate(
     backend: str,
 ) -> Tensor:
     """What every loss of the package does once its options are a record: check, weigh, evaluate, pool."""
+    request = (options, ignore_index, reduction, p, pool, upsample, process_group, backend)
+    value = triton_ops.repeat(logits, target, weight, pixel_weight, request)
+    if value is not None:
+        return _at_centres(value, options) if reduction == "none" else value
+
     p = validation.check_number("p", p, low=1)
     validation.check_integer("ignore_index", ignore_index)
     validation.check_pooling(reduction, pool, process_group)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, upsample)
     _warn_of_two_classes(logits, options)
+    whole = logits
     logits = _shrink(logits, target.shape[1:], options.align_corners)
     backend = backend_for(backend, logits, target.shape[1:], options)
+
+    if reduction != "minkowski":
+        p = 1.0
+    if backend == "triton":
+        batch_pooling = Pooling(pool if reduction == "minkowski" else reduction, p, ignore_index)
+        repeatable = request if logits is whole else None
+        value = triton_ops.pooled_loss(logits, target, weight, pixel_weight, options, batch_pooling, repeatable)
+        return _at_centres(value, options) if reduction == "none" else value
 
     def prepare(weight: Tensor | None) -> tuple[Tensor, Tensor]:
         return torch.ops.lal_triton.prepare(
@@ -259,22 +273,26 @@ def evaluate(
     labels, omega = prepare(weight)
     mass = omega.sum((1, 2))
     class_weight = None
-    if reduction != "minkowski":
-        p = 1.0
-        if weight is not None and options.label_smoothing > 0:
-            class_weight, omega = weight.detach(), prepare(None)[1]  # the weights stand inside the cost's two terms
+    if reduction != "minkowski" and weight is not None and options.label_smoothing > 0:
+        class_weight, omega = weight.detach(), prepare(None)[1]  # the weights stand inside the cost's two terms
 
     if backend == "torch" and reduction != "none" and logits.requires_grad and torch.is_grad_enabled():
         norms = torch.ops.lal_triton.power_norms(logits, labels, class_weight, omega, p, *options)[0]
         return pooling.pool_norms(norms, mass, reduction, p, pool)
 
-    if backend == "reference":
-        losses = reference.local_loss(logits, labels, class_weight, options)
-    else:
-        losses = torch.ops.lal_triton.local_loss(logits, labels, class_weight, *options, backend)[0]
+    local_loss = reference.local_loss if backend == "reference" else _local_loss
+    losses = local_loss(logits, labels, class_weight, options)
     if reduction == "none":
-        return (losses * omega)[:, :: options.stride, :: options.stride]
+        return _at_centres(losses * omega, options)
     return pooling.pool_norms(pooling.power_norm(losses, omega, p), mass, reduction, p, pool)
+
+
+def _local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss) -> Tensor:
+    return torch.ops.lal_triton.local_loss(logits, labels, weight, *options)
+
+
+def _at_centres(losses: Tensor, options: LocalLoss) -> Tensor:
+    return losses[:, :: options.stride, :: options.stride]
 
 
 def _shrink(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:

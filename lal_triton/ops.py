@@ -1,39 +1,35 @@
-"""The custom ops: opaque to torch.compile, out-of-place, with fake kernels and autograd.
+"""The torch backend's custom ops: opaque to torch.compile, out-of-place, with fake kernels and autograd.
 
 prepare               encoded labels and omega(p), after the checks that read values (on the CPU: a GPU would stall)
 local_loss            the map of per-pixel losses; differentiable for any gradient of the map
 power_norms           each image's power norm; its forward computes the gradient too, up to one factor per row
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lal_triton import pooling, torch_backend, validation
-from lal_triton.kernels.configs import state_planes
 from lal_triton.labels import centre_mask, encode_labels
 from lal_triton.options import LocalLoss, loss_dtype
 
-_OPTIONS = (
+OPTIONS = (
     "float[] window, int kernel_height, int kernel_width, int stride, str average, bool normalize, float eps, "
     "str cost, float focal_alpha, float focal_gamma, float label_smoothing, bool align_corners"
 )
-_library = torch.library.Library("lal_triton", "DEF")
-_library.define(
+library = torch.library.Library("lal_triton", "DEF")
+library.define(
     "prepare(Tensor target, Tensor? weight, Tensor? pixel_weight, SymInt num_classes, int stride, int ignore_index, "
     "ScalarType dtype) -> (Tensor labels, Tensor omega)"
 )
-_library.define(
-    f"local_loss(Tensor logits, Tensor labels, Tensor? weight, {_OPTIONS}, str backend)"
-    " -> (Tensor losses, Tensor state)"
+library.define(f"local_loss(Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor")
+library.define(
+    f"local_loss_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor"
 )
-_library.define(
-    "local_loss_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor? weight, Tensor state, "
-    f"{_OPTIONS}, str backend) -> Tensor"
-)
-_library.define(
-    f"power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, float p, {_OPTIONS})"
+library.define(
+    f"power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, float p, {OPTIONS})"
     " -> (Tensor norms, Tensor gradient, Tensor factor)"
 )
 
@@ -49,9 +45,7 @@ def prepare(
 ) -> tuple[Tensor, Tensor]:
     """Labels as `labels.encode_labels` gives them, and omega(p) = weight[y(p)] x pixel_weight(p), 0 without a loss."""
     if target.device.type == "cpu":
-        validation.check_labels(target, num_classes, ignore_index)
-        validation.check_weight_values("weight", weight)
-        validation.check_weight_values("pixel_weight", pixel_weight)
+        validation.check_values(target, weight, pixel_weight, num_classes, ignore_index)
     labels = encode_labels(target, num_classes, ignore_index)
     centres = centre_mask(labels, stride)
     omega = centres.to(dtype)
@@ -66,63 +60,38 @@ def _prepare_fake(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return target.new_empty(target.shape, dtype=torch.int32), target.new_empty(target.shape, dtype=rest[-1])
 
 
-def local_loss(
-    logits: Tensor, labels: Tensor, weight: Tensor | None, *options_and_backend: Any
-) -> tuple[Tensor, Tensor]:
-    *options, backend = options_and_backend
-    if backend == "triton":
-        return _kernels(logits, labels).local_loss(logits, labels, weight, LocalLoss(*options))
-    losses = torch_backend.local_loss(logits, labels, weight, LocalLoss(*options))
-    return losses, losses.new_empty(0)
+def local_loss_of(options: Sequence[Any]) -> LocalLoss:
+    """The record of an op's arguments, which come as lists and numbers."""
+    window, *rest = options
+    return LocalLoss(tuple(window), *rest)
 
 
-def _kernels(logits: Tensor, labels: Tensor) -> Any:
-    """The Triton backend's functions for such sizes; importing them needs Triton."""
-    from lal_triton.kernels import launch, launch_upsampled
-
-    return launch_upsampled if _upsampled(logits, labels) else launch
+def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+    return torch_backend.local_loss(logits, labels, weight, local_loss_of(options))
 
 
-def _upsampled(logits: Tensor, labels: Tensor) -> bool:
-    return logits.shape[2:] != labels.shape[1:]
-
-
-def _local_loss_fake(logits: Tensor, labels: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    losses = labels.new_empty(labels.shape, dtype=loss_dtype(logits))
-    *options, backend = rest
-    if backend != "triton":
-        return losses, losses.new_empty(0)
-    planes = state_planes(LocalLoss(*options), logits.shape[1], _upsampled(logits, labels))
-    return losses, losses.new_empty(planes, *labels.shape)
+def _local_loss_fake(logits: Tensor, labels: Tensor, *_: Any) -> Tensor:
+    return labels.new_empty(labels.shape, dtype=loss_dtype(logits))
 
 
 def local_loss_backward(
-    gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, state: Tensor, *options_and_backend: Any
+    gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
 ) -> Tensor:
-    *options, backend = options_and_backend
-    if backend == "triton":
-        return _kernels(logits, labels).local_loss_backward(
-            gradient, logits, labels, weight, state, LocalLoss(*options)
-        )
-    return torch_backend.local_loss_backward(gradient, logits, labels, weight, LocalLoss(*options))
+    return torch_backend.local_loss_backward(gradient, logits, labels, weight, local_loss_of(options))
 
 
 def _local_loss_backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _save_local_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_local_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     logits, labels, weight, *options = inputs
-    ctx.save_for_backward(logits, labels, weight, output[1])
+    ctx.save_for_backward(logits, labels, weight)
     ctx.options = options
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
 
 
-def _local_loss_autograd(ctx: Any, gradient: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+def _local_loss_autograd(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     none = [None] * (2 + len(ctx.options))
-    if gradient is None:
-        return None, *none
     return torch.ops.lal_triton.local_loss_backward(gradient, *ctx.saved_tensors, *ctx.options), *none
 
 
@@ -130,7 +99,7 @@ def power_norms(
     logits: Tensor, labels: Tensor, weight: Tensor | None, omega: Tensor, p: float, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     losses, gradient, scale = torch_backend.local_loss_and_gradient(
-        logits, labels, weight, omega, p, LocalLoss(*options)
+        logits, labels, weight, omega, p, local_loss_of(options)
     )
     norms = pooling.power_norm(losses.double(), omega.double(), p)
     nonzero = torch.where(norms == 0, 1, norms)
@@ -165,11 +134,11 @@ for _name, _implementation, _fake in (
     ("local_loss_backward", local_loss_backward, _local_loss_backward_fake),
     ("power_norms", power_norms, _power_norms_fake),
 ):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lal_triton::{_name}", _fake, lib=_library)
+    library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lal_triton::{_name}", _fake, lib=library)
 torch.library.register_autograd(
-    "lal_triton::local_loss", _local_loss_autograd, setup_context=_save_local_loss, lib=_library
+    "lal_triton::local_loss", _local_loss_autograd, setup_context=_save_local_loss, lib=library
 )
 torch.library.register_autograd(
-    "lal_triton::power_norms", _power_norms_autograd, setup_context=_save_power_norms, lib=_library
+    "lal_triton::power_norms", _power_norms_autograd, setup_context=_save_power_norms, lib=library
 )

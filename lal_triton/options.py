@@ -23,7 +23,7 @@ def loss_dtype(logits: torch.Tensor) -> torch.dtype:
 class LocalLoss(NamedTuple):
     """The merge (Eq. 1-2) and the local cost (Eq. 3-4); the fields are those of the custom ops' schema, in order."""
 
-    window: Sequence[float]  # row-major, kernel_height x kernel_width
+    window: tuple[float, ...]  # row-major, kernel_height x kernel_width
     kernel_height: int
     kernel_width: int
     stride: int
@@ -36,14 +36,26 @@ class LocalLoss(NamedTuple):
     label_smoothing: float
     align_corners: bool  # of the bilinear interpolation, where the labels' size is not that of the logits
 
-    def exp_is_bounded(self, num_classes: int) -> bool:
-        """Whether exp(f_c - f_y) stays inside float32 without subtracting a maximum.
+    def exp_is_bounded(self, num_classes: int, limit: float = 80.0) -> bool:
+        """Whether |f_c - f_y| is below the limit; the default keeps its exp inside float32 without a maximum.
 
         A standard score has norm at most sqrt(C), so two of its entries differ by at most sqrt(2 C); an average over
         `xi` neighbours scales that by at most max(w), or by 1 when it divides by the sum of the weights.
         """
         gain = max(self.window) if self.average == "count" else 1.0
-        return self.normalize and gain * (2 * num_classes) ** 0.5 < 80.0
+        return self.normalize and gain * (2 * num_classes) ** 0.5 < limit
+
+
+class Pooling(NamedTuple):
+    """The batch pooling (Eq. 5)."""
+
+    reduction: str  # "image" and "batch" (Minkowski means), "mean", "sum", "none"
+    p: float  # 1 but for the Minkowski means
+    ignore_index: int
+
+    def weighs_cost(self, options: LocalLoss) -> bool:
+        """Whether class weights stand inside the two terms of the smoothed cost, not before the loss."""
+        return options.label_smoothing > 0 and self.reduction not in ("image", "batch")
 
 
 def make_options(
@@ -82,15 +94,15 @@ def make_options(
     )
 
 
-def window_weights(window: Window, kernel_size: tuple[int, int]) -> list[float]:
+def window_weights(window: Window, kernel_size: tuple[int, int]) -> tuple[float, ...]:
     """Row-major weights w(d) of the window: 2^(1 - chessboard distance), ones, or the caller's own."""
     height, width = kernel_size
     if isinstance(window, str):
         validation.check_choice("window", window, WINDOWS)
         if window == "uniform":
-            return [1.0] * (height * width)
+            return (1.0,) * (height * width)
         rows, columns = range(-(height // 2), height // 2 + 1), range(-(width // 2), width // 2 + 1)
-        return [2.0 ** (1 - max(abs(i), abs(j))) for i in rows for j in columns]
+        return tuple(2.0 ** (1 - max(abs(i), abs(j))) for i in rows for j in columns)
     values = window.tolist() if isinstance(window, torch.Tensor) else [list(row) for row in window]
     validation.check_window(values, kernel_size)
-    return [float(value) for row in values for value in row]
+    return tuple(float(value) for row in values for value in row)

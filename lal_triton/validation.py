@@ -91,6 +91,8 @@ def check_tensors(
         raise TypeError(f"target has the dtype {target.dtype}, expected one of {_names(TARGET_DTYPES)}")
     if 0 in target.shape:
         raise ValueError(f"target has the shape {list(target.shape)}, expected no empty dimension")
+    if target.shape[1] * target.shape[2] >= 2**31:
+        raise ValueError(f"target has the shape {list(target.shape)}, expected fewer than 2^31 pixels in an image")
     if target.shape[0] != logits.shape[0]:
         raise ValueError(f"target has N = {target.shape[0]}, expected the N = {logits.shape[0]} of logits")
     check_weight(weight, logits.shape[1])
@@ -134,6 +136,19 @@ def check_weight_values(name: str, weight: torch.Tensor | None) -> None:
     bad = ~(torch.isfinite(weight) & (weight >= 0))
     if bool(bad.any()):
         raise ValueError(f"{name} holds {weight[bad][0].item()}, expected finite values >= 0")
+
+
+def check_values(
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    pixel_weight: torch.Tensor | None,
+    num_classes: int,
+    ignore_index: int,
+) -> None:
+    """Reads the values: for tensors on the CPU, where reading does not stall a device."""
+    check_labels(target, num_classes, ignore_index)
+    check_weight_values("weight", weight)
+    check_weight_values("pixel_weight", pixel_weight)
 
 
 def check_labels(target: torch.Tensor, num_classes: int, ignore_index: int) -> None:

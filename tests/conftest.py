@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_plans():
+    """A plan remembers configurations and limits that a test may change."""
+    if "lal_triton.kernels.plans" in sys.modules:
+        sys.modules["lal_triton.kernels.plans"].clear()
 
 
 @pytest.fixture

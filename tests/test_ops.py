@@ -23,20 +23,36 @@ def test_opcheck_prepare():
         torch.library.opcheck(torch.ops.lal_triton.prepare.default, (target, *arguments, 3, 2, 255, torch.float32))
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("options", [OPTIONS, make_options(kernel_size=3)], ids=["normalized", "plain"])
-def test_opcheck_local_loss(backend, options):
+def test_opcheck_local_loss(options):
     logits, _, labels, _ = problem()
-    torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (logits, labels, None, *options, backend))
+    torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (logits, labels, None, *options))
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_opcheck_local_loss_backward(backend):
+def test_opcheck_local_loss_backward():
     logits, _, labels, _ = problem(requires_grad=False)
-    losses, state = torch.ops.lal_triton.local_loss(logits, labels, None, *OPTIONS, backend)
+    losses = torch.ops.lal_triton.local_loss(logits, labels, None, *OPTIONS)
     for gradient in (torch.ones_like(losses), torch.ones((), device=DEVICE).expand_as(losses)):
-        arguments = (gradient, logits, labels, None, state, *OPTIONS, backend)
+        arguments = (gradient, logits, labels, None, *OPTIONS)
         torch.library.opcheck(torch.ops.lal_triton.local_loss_backward.default, arguments)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, make_options(kernel_size=3)], ids=["normalized", "plain"])
+@pytest.mark.parametrize("pooling", [("image", 3.0, 255, True), ("none", 1.0, 255, False)], ids=["image", "none"])
+def test_opcheck_pooled_loss(options, pooling):
+    logits, target, _, _ = problem()
+    arguments = (logits, target, None, None, *options, *pooling)
+    torch.library.opcheck(torch.ops.lal_triton.pooled_loss.default, arguments)
+
+
+@pytest.mark.parametrize("reduction", ["image", "none"])
+def test_opcheck_pooled_loss_backward(reduction):
+    logits, target, _, _ = problem(requires_grad=False)
+    pooling = (reduction, 3.0, 255, True)
+    value, *saved = torch.ops.lal_triton.pooled_loss(logits, target, None, None, *OPTIONS, *pooling)
+    for gradient in (torch.ones_like(value), torch.ones((), device=DEVICE).expand_as(value)):
+        arguments = (gradient, logits, target, None, None, *saved, *OPTIONS, *pooling)
+        torch.library.opcheck(torch.ops.lal_triton.pooled_loss_backward.default, arguments)
 
 
 def test_opcheck_power_norms():
@@ -90,12 +106,11 @@ def test_two_classes_compile():
     assert compiled(logits, target).isfinite()
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_labels_out_of_range_are_nan_where_values_are_not_read(backend):
-    """What a GPU does: `prepare` cannot read there, and the backends get encoded labels."""
+def test_labels_out_of_range_are_nan_where_values_are_not_read():
+    """What a GPU does: `prepare` cannot read there, and the backend gets encoded labels."""
     logits, _, labels, _ = problem(requires_grad=False)
     labels[0, 2, 3] = -2
-    losses, _ = torch.ops.lal_triton.local_loss(logits, labels, None, *OPTIONS, backend)
+    losses = torch.ops.lal_triton.local_loss(logits, labels, None, *OPTIONS)
     assert losses[0, 2, 3].isnan()
     assert losses.isnan().sum() == 1
 

@@ -12,12 +12,13 @@ from test_upsampling import make_upsampled
 pytest.importorskip("triton")
 
 from lal_triton import LocallyAdaptiveLoss, dispatch, functional
-from lal_triton.kernels import configs
+from lal_triton.kernels import configs, plans
 from lal_triton.kernels.configs import upsampling_is_served
-from lal_triton.options import make_options
+from lal_triton.options import Pooling, make_options
 
 pytestmark = pytest.mark.usefixtures("poison")
 LOW, SIZE = (2, 5), (8, 20)  # two tiles and a half
+MAP = Pooling("none", 1.0, ignore_index=255)
 LAL = make_options(kernel_size=5, window="chessboard", normalize=True)
 
 
@@ -124,6 +125,7 @@ def test_the_scratch_may_be_small(monkeypatch, poison, normalize):
     for affordable in (8, 4, 0):
         monkeypatch.setattr(configs, "SCRATCH_BYTES", affordable * row_bytes if rows else configs.SCRATCH_BYTES)
         poison.clear()
+        plans.clear()
         options = {"backend": "triton", "reduction": "none", "kernel_size": 3, "normalize": normalize}
         results.append(value_and_gradient(logits, target, torch.float32, **options))
         (scratch,) = (shape for shape in poison if len(shape) == 4 and shape[1] == 1)  # a single column of tiles
@@ -150,9 +152,8 @@ def test_all_void():
 
 def test_labels_out_of_range():
     logits, target, _ = make_small({})
-    labels, _ = torch.ops.lal_triton.prepare(target, None, None, 4, 1, 255, torch.float32)
-    labels[0, 3, 4] = -2
-    losses, _ = torch.ops.lal_triton.local_loss(logits, labels, None, *LAL, "triton")
+    target[0, 3, 4] = 77
+    losses, _ = plans.Plan(logits, target, None, None, LAL, MAP, False).forward(logits, target, None, None)
     assert losses[0, 3, 4].isnan()
     assert losses.isnan().sum() == 1
 
@@ -205,10 +206,9 @@ def test_modules_and_a_full_graph():
 
 def test_opcheck():
     logits, target, _ = make_small({})
-    labels, _ = torch.ops.lal_triton.prepare(target, None, None, 4, 1, 255, torch.float32)
-    for options in (LAL, make_options()):
-        arguments = (logits.detach().requires_grad_(), labels, None, *options, "triton")
-        torch.library.opcheck(torch.ops.lal_triton.local_loss.default, arguments)
+    for options, pooling in ((LAL, ("image", 3.0, 255, True)), (make_options(), (*MAP, False))):
+        arguments = (logits.detach().requires_grad_(), target, None, None, *options, *pooling)
+        torch.library.opcheck(torch.ops.lal_triton.pooled_loss.default, arguments)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

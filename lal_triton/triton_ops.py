@@ -1,0 +1,206 @@
+"""The Triton backend's loss with its autograd: a custom op for torch.compile, and without the dispatcher where it can.
+
+The op takes torch a third of the time that a step on a small image may cost the host, hence the two ways.
+"""
+
+import sys
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lal_triton import validation
+from lal_triton.dispatch import constant_in_graphs
+from lal_triton.kernels import configs
+from lal_triton.ops import OPTIONS, library, local_loss_of
+from lal_triton.options import LocalLoss, Pooling
+
+_POOLING = "str reduction, float p, int ignore_index, bool keep"
+library.define(
+    f"pooled_loss(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, {OPTIONS}, {_POOLING})"
+    " -> (Tensor value, Tensor labels, Tensor state, Tensor kept)"
+)
+library.define(
+    "pooled_loss_backward(Tensor gradient, Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, "
+    f"Tensor labels, Tensor state, Tensor kept, {OPTIONS}, {_POOLING}) -> Tensor"
+)
+
+
+def repeat(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Hashable
+) -> Tensor | None:
+    """`pooled_loss` of tensors like those of an earlier call with this request, which need no checks; else None."""
+    plans = sys.modules.get("lal_triton.kernels.plans")
+    if torch.compiler.is_compiling() or plans is None or not _is_plain(logits):
+        return None
+    try:
+        plan = plans.known(_key(plans, logits, target, weight, pixel_weight, request))
+    except (AttributeError, TypeError):  # what is no tensor, or cannot be hashed, is for the checks to name
+        return None
+    if plan is None:
+        return None
+    return _run(plan, logits, target, weight, pixel_weight)
+
+
+def pooled_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    options: LocalLoss,
+    pooling: Pooling,
+    request: Hashable | None,
+) -> Tensor:
+    """The pooled loss (0-d), or with the reduction "none" the map `[N, H, W]`, float32; `repeat` knows its request."""
+    if weight is not None:
+        weight = weight.detach().contiguous()
+    if torch.compiler.is_compiling() or not _is_plain(logits):
+        keep = (
+            logits.requires_grad and torch.is_grad_enabled() and _keep_is_chosen(options, logits.dtype, logits.device)
+        )
+        return torch.ops.lal_triton.pooled_loss(logits, target, weight, pixel_weight, *options, *pooling, keep)[0]
+    from lal_triton.kernels import plans
+
+    key = _key(plans, logits, target, weight, pixel_weight, request or (options, pooling))
+    decided = None if _is_differentiable(logits) else False
+    plan = plans.find(key, logits, target, weight, pixel_weight, options, pooling, decided)
+    return _run(plan, logits, target, weight, pixel_weight)
+
+
+def _is_plain(logits: Tensor) -> bool:
+    """Whether nothing but autograd looks at the operations: no dispatch mode, functorch transform or subclass."""
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or type(logits) not in (Tensor, torch.nn.Parameter)
+    )
+
+
+def _is_differentiable(logits: Tensor) -> bool:
+    return logits.requires_grad and torch.is_grad_enabled()
+
+
+def _key(plans: Any, logits: Tensor, target: Tensor, weight: Any, pixel_weight: Any, request: Hashable) -> Hashable:
+    return plans.key_of(logits, target, weight, pixel_weight, request, _is_differentiable(logits))
+
+
+@constant_in_graphs  # it reads files and the environment, which are no part of a graph
+def _keep_is_chosen(options: LocalLoss, dtype: torch.dtype, device: torch.device) -> bool:
+    return configs.keep_is_chosen(options, dtype, device)
+
+
+def _run(plan: Any, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None) -> Tensor:
+    if target.device.type == "cpu":
+        validation.check_values(target, weight, pixel_weight, logits.shape[1], plan.ignore_index)
+    if _is_differentiable(logits):
+        return _PooledLoss.apply(logits, (target, weight, pixel_weight, plan))
+    return plan.forward(logits, target, weight, pixel_weight)[0]
+
+
+class _PooledLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, rest: tuple[Any, ...]) -> Tensor:  # a tuple: autograd looks at each argument
+        target, weight, pixel_weight, plan = rest
+        value, saved = plan.forward(logits, target, weight, pixel_weight)
+        ctx.save_for_backward(logits, weight, pixel_weight, *saved)
+        ctx.plan = plan
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        step = _backward_once if torch.is_grad_enabled() else _backward  # as it is for second derivatives
+        return step(ctx, gradient), None
+
+
+def _backward(ctx: Any, gradient: Tensor) -> Tensor:
+    logits, weight, pixel_weight, *saved = ctx.saved_tensors
+    return ctx.plan.backward(gradient, logits, weight, pixel_weight, saved)
+
+
+_backward_once = once_differentiable(_backward)
+
+
+def _pooled_loss(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    plan = _plan(logits, target, weight, pixel_weight, rest)
+    if target.device.type == "cpu":
+        validation.check_values(target, weight, pixel_weight, logits.shape[1], plan.ignore_index)
+    value, saved = plan.forward(logits, target, weight, pixel_weight)
+    kept = value.new_empty(0) if saved.kept is None else saved.kept
+    return value, saved.labels, saved.state, kept
+
+
+def _plan(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, rest: tuple[Any, ...]
+) -> Any:
+    from lal_triton.kernels import plans
+
+    asked = _split(rest)
+    key = plans.key_of(logits, target, weight, pixel_weight, *asked)
+    return plans.find(key, logits, target, weight, pixel_weight, *asked)
+
+
+def _split(rest: tuple[Any, ...]) -> tuple[LocalLoss, Pooling, bool]:
+    *options, reduction, p, ignore_index, keep = rest
+    return local_loss_of(options), Pooling(reduction, p, ignore_index), keep
+
+
+def _pooled_loss_fake(logits: Tensor, target: Tensor, weight: Tensor | None, _: Any, *asked: Any) -> tuple[Tensor, ...]:
+    options, pooling, keep = _split(asked)
+    images, classes = logits.shape[:2]
+    upsampled = logits.shape[2:] != target.shape[1:]
+    keep = keep and configs.keeps(options, classes, upsampled)
+    planes = len(configs.state_planes(options, classes, upsampled, keep)) * images * target.shape[1] * target.shape[2]
+    offsets = configs.offsets_size(target.shape, options, upsampled)
+    pooled = configs.pooled_size(target.shape, pooling.reduction)
+    return (
+        logits.new_empty(target.shape if pooling.reduction == "none" else (), dtype=torch.float32),
+        target.new_empty(target.shape, dtype=torch.int32),
+        logits.new_empty(planes + offsets + pooled, dtype=torch.float32),
+        logits.new_empty(logits.shape if keep else 0, dtype=torch.float32),
+    )
+
+
+def _pooled_loss_backward(
+    gradient: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    labels: Tensor,
+    state: Tensor,
+    kept: Tensor,
+    *rest: Any,
+) -> Tensor:
+    plan = _plan(logits, target, weight, pixel_weight, rest)
+    return plan.backward(gradient, logits, weight, pixel_weight, (labels, state, kept))
+
+
+def _pooled_loss_backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.options = inputs[4:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    none = [None] * (3 + len(ctx.options))
+    if gradient is None:
+        return None, *none
+    return torch.ops.lal_triton.pooled_loss_backward(gradient, *ctx.saved_tensors, *ctx.options), *none
+
+
+for _name, _implementation, _fake in (
+    ("pooled_loss", _pooled_loss, _pooled_loss_fake),
+    ("pooled_loss_backward", _pooled_loss_backward, _pooled_loss_backward_fake),
+):
+    library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lal_triton::{_name}", _fake, lib=library)
+torch.library.register_autograd("lal_triton::pooled_loss", _autograd, setup_context=_save, lib=library)
