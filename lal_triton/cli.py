@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +26,13 @@ SWEEP = {  # by --upsample and --quick
     (True, True): (256, 512),
 }
 RATIOS = {False: (4, 8), True: (4,)}  # by --quick
+TUNED_DTYPES = ("float32", "float16", "bfloat16")
+TUNED_SHAPE = {False: (16, 21, 512, 512), True: (1, 3, 16, 16)}  # by --dry-run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else argv
     try:
         return int(arguments.run(arguments))
     except ModuleNotFoundError as error:
@@ -76,7 +81,47 @@ def make_parser() -> argparse.ArgumentParser:
     plot.add_argument("--output", type=Path, help="folder for the plots (default: that of the results)")
     plot.set_defaults(run=run_plot)
 
+    tune = commands.add_parser("tune", help="find the fastest launch configurations on this GPU and keep them")
+    tune.add_argument("--kernel-size", nargs="+", type=int, help="default: 3 5 7; with --dry-run 3")
+    tune.add_argument(
+        "--shape",
+        nargs=4,
+        type=_positive,
+        metavar=("N", "C", "H", "W"),
+        help="images, classes, size of the labels; 16 21 512 512; with --dry-run 1 3 16 16",
+    )
+    tune.add_argument(
+        "--upsample", nargs="+", type=_positive, metavar="RATIO", default=[1], help="labels to logits; default: 1"
+    )
+    tune.add_argument(
+        "--dtype", nargs="+", choices=TUNED_DTYPES, metavar="DTYPE", default=["float32"], help="default: float32"
+    )
+    tune.add_argument(
+        "--cache-dir", type=Path, help="folder to write; LAL_TRITON_CACHE_DIR must name it where it is to be used"
+    )
+    tune.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="rehearse with few candidates in Triton's interpreter; writes nothing without --cache-dir",
+    )
+    tune.set_defaults(run=run_tune)
+
     info = commands.add_parser("info", help="print versions, the device and the backends")
+    info.add_argument("--cost", action="store_true", help="print what the kernels cost instead, told by compiling them")
+    info.add_argument("--json", action="store_true", help="print the costs as JSON")
+    info.add_argument("--kernel-size", nargs="+", type=int, default=[1, 3, 5, 7], help="of the costs; default: 1 3 5 7")
+    info.add_argument("--num-classes", nargs="+", type=_positive, default=[21, 150], help="default: 21 150")
+    info.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=TUNED_DTYPES,
+        metavar="DTYPE",
+        default=["float32", "bfloat16"],
+        help="default: float32 bfloat16",
+    )
+    info.add_argument(
+        "--upsample", nargs="+", type=_positive, metavar="RATIO", default=[1, 4, 8], help="default: 1 4 8"
+    )
     info.set_defaults(run=run_info)
     return parser
 
@@ -160,7 +205,36 @@ def run_plot(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_tune(arguments: argparse.Namespace) -> int:
+    """Exit status 1 where there is no GPU to tune for."""
+    if arguments.dry_run and os.environ.get("TRITON_INTERPRET") != "1":  # which is read when Triton is imported
+        command = [sys.executable, "-m", "lal_triton.cli", *arguments.argv]
+        # without numpy's remarks on what the kernels compute in lanes that are masked out
+        environment = {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore::RuntimeWarning:triton.runtime.interpreter"}
+        return subprocess.call(command, env={**os.environ, **environment})
+    if not arguments.dry_run and not torch.cuda.is_available():
+        print("lal-triton: error: PyTorch finds no GPU to tune for; --dry-run rehearses without one", file=sys.stderr)
+        return 1
+    from lal_triton import tuning
+
+    results = tuning.tune(
+        arguments.kernel_size or ([3] if arguments.dry_run else [3, 5, 7]),
+        arguments.shape or TUNED_SHAPE[arguments.dry_run],
+        [DTYPES[name] for name in arguments.dtype],
+        arguments.upsample,
+        "cpu" if arguments.dry_run else "cuda",
+        cache_dir=arguments.cache_dir,
+    )
+    print(tuning.format_table(results))
+    print(f"\nwrote {results[0].file or 'nothing'}")
+    return 0
+
+
 def run_info(arguments: argparse.Namespace) -> int:
+    if arguments.cost:
+        return _print_costs(arguments)
+    if arguments.json:
+        raise ValueError("--json is given without --cost")
     from lal_triton.benchmarks import environment
 
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
@@ -169,6 +243,14 @@ def run_info(arguments: argparse.Namespace) -> int:
         print(f"{name:12} {described[name] or 'not installed'}")
     automatic = choose_backend("auto", device_type, torch.float32)
     print(f"{'backends':12} {', '.join(available_backends(device_type))}; auto chooses {automatic}")
+    return 0
+
+
+def _print_costs(arguments: argparse.Namespace) -> int:
+    from lal_triton import cost_model, cost_table
+
+    rows = cost_model.measure(arguments.kernel_size, arguments.num_classes, arguments.dtype, arguments.upsample)
+    print(cost_model.format_json(rows) if arguments.json else cost_table.format_table(rows))
     return 0
 
 
