@@ -1,0 +1,170 @@
+"""Record the launches of a step, compile them for GPUs that need not be there, and report what they take of one.
+
+A process that interprets the kernels cannot compile them.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lal_triton.kernels import arguments, configs, launching, paths, plans, statements
+from lal_triton.kernels.launching import Launch
+from lal_triton.options import LocalLoss, Pooling
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int16: "*i16",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+def record_step(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    options: LocalLoss,
+    pooling: Pooling,
+    device_class: str,
+    default: bool = True,
+) -> dict[tuple[str, str], list[Launch]]:
+    """The launches with the configurations that ship for a class of devices, by phase and kernel.
+
+    The tensors are on the device "meta", on which a warp counts 32 threads. What is not the default is the other of the
+    two ways that `configs.FAMILIES["step"]` tells.
+    """
+    arguments.dot_precision = lambda device: "bf16x6"  # type: ignore[assignment]  # as on all targets
+    settings = {family: configs.Setting.of(family, logits, target.shape[1], options) for family in configs.FAMILIES}
+    shipped = {family: configs.pinned(setting, device_class) for family, setting in settings.items()}
+    keep = bool(shipped["step"]["keep"]) == default
+    with configs.forcing(shipped), launching.recording() as launches:
+        plan = plans.Plan(logits, target, weight, None, options, pooling, keep)
+        value, saved = plan.forward(logits, target, weight, None)
+        forward = len(launches)
+        plan.backward(torch.empty_like(value), logits, weight, None, saved)
+    found: dict[tuple[str, str], list[Launch]] = {}
+    for i, launch in enumerate(launches):
+        phase = "forward" if i < forward else "backward"
+        found.setdefault((phase, launch.kernel.__name__.removesuffix("_kernel")), []).append(launch)
+    return found
+
+
+def arguments_of(launch: Launch) -> dict[str, Any]:
+    """All arguments by name, the tensors among them, and the number of warps and of stages."""
+    return {**dict(zip(launch.tensors, launch.given, strict=True)), **launch.constants}
+
+
+def source_of(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
+    """What Triton compiles for the launch, and with which options."""
+    given = arguments_of(launch)
+    signature, constants = {}, {}
+    for parameter in launch.kernel.params:
+        value = given[parameter.name]
+        one = type(value) is int and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or one:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+    options = {name: given[name] for name in ("num_warps", "num_stages") if name in given}
+    return ASTSource(launch.kernel, signature, constants), options
+
+
+def identity(launch: Launch) -> str:
+    """The same for launches that run the same compiled kernel."""
+    source, options = source_of(launch)
+    return repr((launch.kernel.__name__, source.signature, sorted(source.constants.items()), options))
+
+
+def compile_launch(launch: Launch, target: GPUTarget, limits: dict[str, int] | None = None) -> Any:
+    """The compiled kernel; `limits` are options of Triton's that limit the registers."""
+    source, options = source_of(launch)
+    options["num_warps"] = max(1, options["num_warps"] * 32 // target.warp_size)
+    return triton.compile(source, target=target, options={**options, **(limits or {})})
+
+
+def report(launch: Launch, target: GPUTarget, limits: dict[str, int] | None = None) -> dict[str, Any]:
+    return describe(compile_launch(launch, target, limits), target)
+
+
+def describe(compiled: Any, target: GPUTarget) -> dict[str, Any]:
+    """Registers and bytes of spill of a thread, a program's threads and shared bytes, and whether it rounds to tf32."""
+    return {
+        **(_amd if target.backend == "hip" else _nvidia)(compiled),
+        "threads": compiled.metadata.num_warps * target.warp_size,
+        "shared_bytes": compiled.metadata.shared,
+    }
+
+
+def _nvidia(compiled: Any) -> dict[str, Any]:
+    usage = _run("cuobjdump", "-res-usage", compiled)
+    return {
+        "registers": _number(r"REG:(\d+)", usage),
+        "spill_bytes": _number(r"STACK:(\d+)", usage),
+        "tf32": ".tf32" in compiled.asm["ptx"],
+    }
+
+
+def _amd(compiled: Any) -> dict[str, Any]:
+    assembly = compiled.asm["amdgcn"]
+    spills = _number(r"\.vgpr_spill_count:\s*(\d+)", assembly) + _number(r"ScratchSize: (\d+)", assembly)
+    return {"registers": _number(r"\.vgpr_count:\s*(\d+)", assembly), "spill_bytes": spills, "tf32": False}
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the compiler's report has no {pattern}")
+    return int(found[1])
+
+
+def executed(launch: Launch, disassembly: str) -> paths.Path:
+    """What all threads of the launch execute, on the path of `paths`."""
+    thread = paths.count(disassembly, statements.source_of(launch.kernel, arguments_of(launch)))
+    return thread.times(32 * launch.constants["num_warps"] * launch.grid[0])
+
+
+def tensors_used(launch: Launch, compiled: Any) -> dict[str, Tensor]:
+    """Those that a kernel compiled for an NVIDIA GPU reads or writes: others are parameters that it never loads."""
+    signature = source_of(launch)[0].signature
+    parameters = [name for name, kind in signature.items() if kind != "constexpr"]
+    loaded = {int(number) for number in re.findall(r"ld\.param\S*\s.*_param_(\d+)", compiled.asm["ptx"])}
+    names = {name for i, name in enumerate(parameters) if i in loaded}
+    return {name: value for name, value in arguments_of(launch).items() if name in names and isinstance(value, Tensor)}
+
+
+def disassemble(compiled: Any) -> str:
+    """A kernel compiled for an NVIDIA GPU, with its source lines."""
+    return _run("nvdisasm", "--print-line-info --print-code", compiled)
+
+
+def _run(tool: str, options: str, compiled: Any) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        return subprocess.run(
+            [TOOLS / tool, *options.split(), file.name], capture_output=True, text=True, check=True
+        ).stdout
