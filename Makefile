@@ -1,7 +1,7 @@
 # make bench   the main job: what the loss costs here, against its peers (5 minutes; QUICK=1: under one)
 # make test    the tests
 # make lint    ruff and mypy
-# make gpu     tests and benchmark on a machine with a GPU, torch and Triton but no network; results in OUTPUT
+# make gpu     tests, tuning and benchmarks on a machine with a GPU, torch and Triton but no network; 9 minutes at most
 PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= bench_results

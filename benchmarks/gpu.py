@@ -1,14 +1,16 @@
-"""Installs the checkout, runs its tests natively on the GPU, and runs the benchmarks; needs no network.
+"""Installs the checkout on a machine with a GPU, tests it natively, tunes it and measures it; needs no network.
 
-Each part is a process of its own under a time limit (below nine minutes together), and a part that fails does not stop
-the others. The output folder gets a log per part, the results of both benchmarks (`lal-triton plot` draws them) and
-summary.json: seven small files.
+Each part is a process of its own with a time limit, below nine minutes together; one that fails, hangs or cannot start
+does not stop the others. After each the output folder holds what was found so far, in six small files: summary.json,
+log.txt (the end of what each part printed), and those of COLLECTED (`lal-triton plot` draws the results).
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,58 +27,143 @@ PACKAGES = {  # folders of the checkout, and where the package has them
     "benchmarks": "lal_triton/benchmarks",
     "plots": "lal_triton/plots",
 }
-SECONDS = {"install": 60, "tests": 230, "bench": 100, "bench_upsampled": 120}
-GRACE = 9  # seconds that a part has to save what it has, once interrupted
-LOG_BYTES = 64 * 1024
-TINY = "--quick --device cpu --backend torch triton --num-classes 3 --batch-size 1 --size 8 --kernel-size 1 3 --sweep"
+SECONDS = {  # of the parts, in their order; what one leaves, those after it may use
+    "install": 30,
+    "tests": 140,
+    "tune": 85,
+    "tune_upsampled": 45,
+    "bench": 60,
+    "bench_upsampled": 60,
+    "overhead": 40,
+    "sanitizer": 35,
+}
+GRACE = 5  # seconds that a part has to save what it has, once interrupted
+LOG_BYTES = 12 * 1024  # of each part
+COLLECTED = {  # files of the output folder, and which of the scratch folder they are
+    "tuning.json": "tuning/*.json",
+    "results.json": "bench/results.json",
+    "results_upsampled.json": "bench_upsampled/results_upsampled.json",
+    "overhead.json": "overhead.json",
+}
+ARGUMENTS = {  # of lal-triton; tuning keeps the sizes that it is done with when it is interrupted
+    "tune": "--kernel-size 5 3 7",
+    "tune_upsampled": "--kernel-size 5 --upsample 4",
+    "bench": "",
+    "bench_upsampled": "--upsample --quick --backend triton",
+}
+TINY = "--quick --device cpu --backend torch triton --num-classes 3 --batch-size 1 --size 8 --kernel-size 1 --sweep"
+DRY_ARGUMENTS = {
+    "tune": "--dry-run --kernel-size 1 --shape 1 3 4 4",
+    "bench": TINY,
+    "bench_upsampled": f"{TINY} --upsample 4",
+}
+NOT_DRY: dict[str, list[str] | str] = {
+    "tune_upsampled": "a dry run tunes once",
+    "overhead": "a dry run has no half minute to compile",
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Install the checkout, test it on the GPU, and run the benchmark.")
-    parser.add_argument("--output", type=Path, required=True)
+    parser = argparse.ArgumentParser(description="Install the checkout on a GPU, test it, tune it and measure it.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the six files")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU: kernels interpreted, tiny sizes")
     parser.add_argument("--tests", nargs="+", type=Path, default=[CHECKOUT / "tests"], help="what pytest runs")
     arguments = parser.parse_args()
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        summary = run_parts(output, Path(scratch), [path.resolve() for path in arguments.tests], arguments.dry_run)
-    text = json.dumps(summary, indent=1)
-    (output / "summary.json").write_text(text + "\n")
-    print(text)
-    return int(any(part["rc"] != 0 for part in summary.values()))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        tests = [path.resolve() for path in arguments.tests]
+        summary = run_parts(output, Path(scratch), tests, arguments.dry_run)
+    print(json.dumps(summary, indent=1))
+    return int(any(part["rc"] != 0 for part in summary.values() if "rc" in part))
 
 
 def run_parts(output: Path, scratch: Path, tests: list[Path], dry_run: bool) -> dict[str, dict[str, Any]]:
-    site = scratch / "site"
-    environment = os.environ | {"PYTHONPATH": str(site)}
-    environment.pop("TRITON_INTERPRET", None)
+    """How each part ended, or why it was skipped; "tuned" settings there were by then, all others ran as pinned."""
+    environment = os.environ | {
+        "PYTHONPATH": str(scratch / "site"),
+        "PYTHONUNBUFFERED": "1",
+        "LAL_TRITON_CACHE_DIR": str(scratch / "tuning"),
+    }
+    for name in ("TRITON_INTERPRET", "LAL_TRITON_AUTOTUNE"):
+        environment.pop(name, None)
     if dry_run:
         environment |= {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
-
-    def part(name: str, *arguments: str | Path) -> dict[str, Any]:
-        command = [sys.executable, "-m", *map(str, arguments)]
-        return run_part(command, SECONDS[name], environment, scratch, output / f"{name}.log")
-
+        environment["PYTHONWARNINGS"] = "ignore::RuntimeWarning:triton.runtime.interpreter"
     copy_sources(scratch / "source")
-    pip = ("pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target")
-    summary = {"install": part("install", *pip, site, scratch / "source")}
-    summary["install"]["by"] = "pip"
-    if summary["install"]["rc"] != 0:  # such as setuptools older than pyproject.toml asks for, and no network to get it
-        assemble_package(site)
-        summary["install"] |= {"by": "copying", "rc": 0}
+    log = output / "log.txt"
+    log.write_bytes(b"")
+    summary: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic()
+    for name, command in commands(scratch, tests, dry_run).items():
+        deadline += SECONDS[name] + GRACE
+        if isinstance(command, str):
+            summary[name] = {"skipped": command}
+        else:
+            with log.open("ab") as file:
+                file.write(f"==== {name}: {shlex.join(command)}\n".encode())
+            summary[name] = run_part(command, deadline - GRACE - time.monotonic(), environment, scratch, log)
+        if name == "install":
+            summary[name]["by"] = "pip"
+            if summary[name]["rc"] != 0:  # such as setuptools older than pyproject.toml asks for, and no network
+                assemble_package(scratch / "site")
+                summary[name] |= {"by": "copying", "rc": 0}
+        summary[name]["tuned"] = collect(scratch, output)
+        (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def commands(scratch: Path, tests: list[Path], dry_run: bool) -> dict[str, list[str] | str]:
+    """What each part runs, or why it does not."""
+    python = [sys.executable, "-m"]
+    pip = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(scratch / "site")]
     # Compiling the kernels takes most of the time: on many cores, if pytest-xdist is there, and without the tests that
     # only compile.
-    parallel = ["-n", str(min(8, os.cpu_count() or 1))] if not dry_run and importlib.util.find_spec("xdist") else []
-    skipped = f"--ignore={CHECKOUT / 'tests' / 'test_compile.py'}"
-    options = ["-c", str(CHECKOUT / "pyproject.toml"), "--rootdir", str(CHECKOUT), skipped, *parallel]
-    summary["tests"] = part("tests", "pytest", *options, *tests)
-    tiny = TINY.split() if dry_run else []
-    for name, more in {"bench": [], "bench_upsampled": ["--upsample", "4"] if dry_run else ["--upsample"]}.items():
-        summary[name] = part(name, "lal_triton.cli", "bench", "--output", scratch / name, *tiny, *more)
-        for results in (scratch / name).glob("*.json"):
-            shutil.copy(results, output)
-    return summary
+    parallel = ["-n", str(min(16, os.cpu_count() or 1))] if not dry_run and importlib.util.find_spec("xdist") else []
+    compiling = f"--ignore={CHECKOUT / 'tests' / 'test_compile.py'}"
+    pytest = ["pytest", "-c", str(CHECKOUT / "pyproject.toml"), "--rootdir", str(CHECKOUT), compiling, *parallel]
+    found: dict[str, list[str] | str] = {
+        "install": [*python, *pip, str(scratch / "source")],
+        "tests": [*python, *pytest, *map(str, tests)],
+    }
+    for name, arguments in (ARGUMENTS | (DRY_ARGUMENTS if dry_run else {})).items():
+        command, option = ("tune", "--cache-dir") if name.startswith("tune") else ("bench", "--output")
+        folder = scratch / (name if command == "bench" else "tuning")
+        found[name] = [*python, "lal_triton.cli", command, option, str(folder), *arguments.split()]
+    found["overhead"] = [*python, "lal_triton.benchmarks.overhead", "--output", str(scratch / "overhead.json")]
+    found["sanitizer"] = sanitizer(dry_run)
+    return found | NOT_DRY if dry_run else found
+
+
+def sanitizer(dry_run: bool) -> list[str] | str:
+    """Watches `step`, with each tensor in memory of its own, so that what is beyond its end is no other's."""
+    device = "cpu" if dry_run else "cuda"
+    watched = [sys.executable, "-c", f"from lal_triton.benchmarks import gpu; gpu.step({device!r})"]
+    if dry_run:
+        return watched
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ] + ["/usr/local/cuda"]
+    folders = [os.environ.get("PATH", os.defpath), *(os.path.join(home, "bin") for home in homes)]
+    found = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    if found is None:
+        return "no compute-sanitizer on PATH, in CUDA_HOME/bin or in /usr/local/cuda/bin"
+    options = ["--tool", "memcheck", "--error-exitcode", "1", "--report-api-errors", "no"]
+    return ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", found, *options, *watched]
+
+
+def step(device: str) -> None:
+    """LAL 5 x 5, forward and backward, at full resolution and upsampled; the sizes on a GPU fill no block."""
+    import torch
+
+    from lal_triton import LocallyAdaptiveLoss
+
+    images, classes, height, width = (1, 3, 4, 8) if device == "cpu" else (2, 21, 44, 76)
+    target = torch.randint(classes, (images, height, width), device=device)
+    for ratio in (1, 4):
+        size = (images, classes, height // ratio, width // ratio)
+        logits = torch.randn(size, device=device, requires_grad=True)
+        LocallyAdaptiveLoss(kernel_size=5, backend="triton")(logits, target).backward()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
 
 
 def copy_sources(folder: Path) -> None:
@@ -96,22 +183,41 @@ def assemble_package(site: Path) -> None:
         shutil.copytree(CHECKOUT / folder, site / place, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def run_part(command: list[str], seconds: int, environment: dict[str, str], folder: Path, log: Path) -> dict[str, Any]:
-    """Runs outside the checkout, whose folders would shadow the installed package; keeps the end of the log."""
+def collect(scratch: Path, output: Path) -> int:
+    """Copies what there is by now; the number of settings that were tuned."""
+    for name, pattern in COLLECTED.items():
+        for path in scratch.glob(pattern):
+            shutil.copy(path, output / name)
+    tuned = scratch.glob(COLLECTED["tuning.json"])
+    return sum(len(json.loads(path.read_text())["entries"]) for path in tuned)
+
+
+def run_part(
+    command: list[str], seconds: float, environment: dict[str, str], folder: Path, log: Path
+) -> dict[str, Any]:
+    """Runs outside the checkout, whose folders would shadow the installed package; adds the end of its output to `log`.
+
+    The exit status is 127 where the command could not be started.
+    """
     start = time.monotonic()
+    rc, timed_out = 127, False
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=folder,
-            start_new_session=True,
-            preexec_fn=heed_interrupts,
-        )
-        rc, timed_out = wait(process, seconds)
+        try:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,
+                preexec_fn=heed_interrupts,
+            )
+            rc, timed_out = wait(process, seconds)
+        except OSError as error:
+            output.write(f"{error}\n".encode())
         output.seek(max(0, output.seek(0, os.SEEK_END) - LOG_BYTES))
-        log.write_bytes(output.read())
+        with log.open("ab") as file:
+            file.write(output.read())
     return {"rc": rc, "seconds": round(time.monotonic() - start, 1), "timed_out": timed_out}
 
 
@@ -120,14 +226,21 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait(process: subprocess.Popen[bytes], seconds: int) -> tuple[int, bool]:
-    """Interrupts the process and its children after `seconds`, and kills them where that does not help."""
-    for limit, number in ((seconds, signal.SIGINT), (GRACE, signal.SIGKILL)):
-        try:
-            return process.wait(limit), limit != seconds
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, number)
-    return process.wait(), True
+def wait(process: subprocess.Popen[bytes], seconds: float) -> tuple[int, bool]:
+    """Interrupts the process and its children after `seconds`, and kills them where that does not help.
+
+    Children that outlive it are killed in any case: they would disturb what is measured next.
+    """
+    try:
+        for timed_out, limit, number in ((False, seconds, signal.SIGINT), (True, GRACE, signal.SIGKILL)):
+            try:
+                return process.wait(limit), timed_out
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, number)
+        return process.wait(), True
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lal_triton import functional
+from lal_triton import cli, functional
 
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
@@ -26,6 +27,7 @@ from lal_triton.benchmarks import (
     gpu,
     memory,
     network,
+    overhead,
     peers,
     runner,
     scenes,
@@ -441,41 +443,108 @@ def test_plots_of_small_logits_show_what_does_not_fit(upsampled_results, tmp_pat
 # ---- the GPU script
 
 
-def test_gpu_script_installs_and_tests_and_measures(tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the script runs this, and for real")
+def test_gpu_script_rehearses_every_part(tmp_path):
     test = tmp_path / "test_native.py"
     test.write_text("import lal_triton.kernels as k\n\ndef test_installed():\n    assert 'site' in k.__file__\n")
     output = tmp_path / "output"
     command = [sys.executable, CHECKOUT / "benchmarks" / "gpu.py", "--dry-run", "--output", output, "--tests", test]
     process = subprocess.run(command, capture_output=True, text=True)
+    log = (output / "log.txt").read_text()
+    assert process.returncode == 0, process.stdout + process.stderr + log
     summary = json.loads((output / "summary.json").read_text())
-    assert process.returncode == 0, process.stdout + (output / "bench.log").read_text()
-    assert {part: entry["rc"] for part, entry in summary.items()} == dict.fromkeys(gpu.SECONDS, 0)
-    assert "1 passed" in (output / "tests.log").read_text()
-    results = ("results.json", "results_upsampled.json")
-    for name in results:
+    assert list(summary) == list(gpu.SECONDS)
+    assert {name: part["skipped"] for name, part in summary.items() if "skipped" in part} == gpu.NOT_DRY
+    assert {part["rc"] for part in summary.values() if "rc" in part} == {0}
+    assert log.count("==== ") == len(gpu.SECONDS) - len(gpu.NOT_DRY)
+    assert "1 passed" in log
+    for name in ("results.json", "results_upsampled.json"):
         rows = json.loads((output / name).read_text())["rows"]
         assert any(row["backend"] == "triton" and row["median_ms"] for row in rows)
-    assert {path.name for path in output.iterdir()} == {*(f"{part}.log" for part in summary), "summary.json", *results}
+    entries = json.loads((output / "tuning.json").read_text())["entries"]
+    assert summary["install"]["tuned"] == 0 < summary["bench"]["tuned"] == len(entries)
+    assert {path.name for path in output.iterdir()} == GPU_FILES - {"overhead.json"}
 
 
-def test_gpu_script_goes_on_after_a_part_that_fails(tmp_path, monkeypatch):
-    ran = []
+GPU_FILES = {"log.txt", "summary.json", *gpu.COLLECTED}
 
-    def run_part(command, seconds, environment, folder, log):
-        ran.append(log.name)
+
+def run_gpu_script(output, monkeypatch, run_part):
+    """With this instead of the parts' processes; the summary."""
+    monkeypatch.setattr(gpu, "CHECKOUT", CHECKOUT)  # which it does not lie in where it is installed
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(output)])
+    assert gpu.main() == 1
+    return json.loads((output / "summary.json").read_text())
+
+
+def test_gpu_script_goes_on_after_parts_that_fail(tmp_path, monkeypatch):
+    limits = []
+
+    def fail(command, seconds, environment, folder, log):
+        limits.append(seconds)
         return {"rc": 3, "seconds": 0.0, "timed_out": False}
 
-    monkeypatch.setattr(gpu, "run_part", run_part)
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(tmp_path)])
-    assert gpu.main() == 1
-    assert ran == [f"{part}.log" for part in gpu.SECONDS]
-    assert sum(gpu.SECONDS.values()) < 9 * 60
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["install"] == {"rc": 0, "seconds": 0.0, "timed_out": False, "by": "copying"}
-    assert summary["bench"]["rc"] == 3
+    monkeypatch.setattr(gpu, "sanitizer", lambda dry_run: "there is none")
+    summary = run_gpu_script(tmp_path, monkeypatch, fail)
+    assert list(summary) == list(gpu.SECONDS)
+    failed = {"rc": 3, "seconds": 0.0, "timed_out": False, "tuned": 0}
+    assert summary.pop("install") == {**failed, "rc": 0, "by": "copying"}
+    assert summary.pop("sanitizer") == {"skipped": "there is none", "tuned": 0}
+    assert all(part == failed for part in summary.values())
+    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "summary.json"}
+    # each has its seconds, and those that are left over
+    assert limits[0] == pytest.approx(gpu.SECONDS["install"], abs=1)
+    assert limits == sorted(limits)
+    assert limits[-1] < sum(gpu.SECONDS.values()) + gpu.GRACE * len(gpu.SECONDS) < 9 * 60
 
 
-def test_gpu_script_can_do_without_pip(tmp_path):
+def test_gpu_script_keeps_what_an_interrupted_part_has_found(tmp_path, monkeypatch):
+    found = {"tune": "tuning/h100.json", "bench": "bench/results.json", "overhead": "overhead.json"}
+
+    def interrupt(command, seconds, environment, folder, log):
+        assert Path(environment["LAL_TRITON_CACHE_DIR"]) == folder / "tuning"
+        for name, path in found.items():
+            if name in command or f"lal_triton.benchmarks.{name}" in command:
+                (folder / path).parent.mkdir(exist_ok=True)
+                (folder / path).write_text('{"entries": [1, 2]}')
+        return {"rc": -2, "seconds": seconds, "timed_out": True}
+
+    summary = run_gpu_script(tmp_path, monkeypatch, interrupt)
+    assert {path.name for path in tmp_path.iterdir()} == GPU_FILES - {"results_upsampled.json"}
+    assert [summary[name]["tuned"] for name in ("tests", "tune", "bench")] == [0, 2, 2]
+
+
+def test_gpu_script_passes_arguments_that_exist(tmp_path, monkeypatch):
+    parts = gpu.commands(tmp_path, [], dry_run=False)
+    assert list(parts) == list(gpu.SECONDS)
+    parser = cli.make_parser()
+    for name in gpu.ARGUMENTS:
+        arguments = parser.parse_args(parts[name][3:])
+        assert not getattr(arguments, "dry_run", False)
+    monkeypatch.setattr(overhead, "measure", lambda steps: [])
+    monkeypatch.setattr(sys, "argv", parts["overhead"][2:])
+    overhead.main()
+    assert (tmp_path / gpu.COLLECTED["overhead.json"]).exists()
+
+
+def test_gpu_script_finds_the_sanitizer_or_says_that_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path: None if str(tmp_path) in path else "elsewhere")
+    assert "no compute-sanitizer" in gpu.sanitizer(dry_run=False)
+    monkeypatch.undo()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    program = tmp_path / "bin" / "compute-sanitizer"
+    program.parent.mkdir()
+    program.touch(0o755)
+    command = gpu.sanitizer(dry_run=False)
+    assert command[2] == str(program)
+    assert "gpu.step('cuda')" in command[-1]
+
+
+def test_gpu_script_can_do_without_pip(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "CHECKOUT", CHECKOUT)
     gpu.assemble_package(tmp_path)
     code = "import lal_triton.kernels, lal_triton.benchmarks, lal_triton.plots; print(lal_triton.__file__)"
     found = subprocess.run(
@@ -484,13 +553,42 @@ def test_gpu_script_can_do_without_pip(tmp_path):
     assert found.stdout.decode().strip() == str(tmp_path / "lal_triton" / "__init__.py")
 
 
-def test_parts_are_interrupted_in_time_and_their_logs_are_short(tmp_path):
-    def run(code, seconds):
-        return gpu.run_part([sys.executable, "-c", code], seconds, dict(os.environ), tmp_path, tmp_path / "log")
+def run_python(code, seconds, folder):
+    log = folder / "log"
+    log.write_bytes(b"")
+    return gpu.run_part([sys.executable, "-c", code], seconds, dict(os.environ), folder, log), log.read_text()
 
-    result = run("print('x' * 10**6); raise SystemExit(4)", 60)
-    assert (result["rc"], result["timed_out"]) == (4, False)
-    assert (tmp_path / "log").stat().st_size == gpu.LOG_BYTES
-    result = run("import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved'); raise SystemExit(5)", 3)
-    assert (result["rc"], result["timed_out"]) == (5, True)
-    assert (tmp_path / "log").read_text() == "saved\n"
+
+def test_parts_are_interrupted_in_time(tmp_path):
+    code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved'); raise SystemExit(5)"
+    result, log = run_python(code, 2, tmp_path)
+    assert (result["rc"], result["timed_out"], log) == (5, True, "saved\n")
+
+
+def test_parts_that_do_not_heed_are_killed_and_so_are_children_that_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 1)
+    result, _ = run_python("import signal, time\nsignal.signal(2, signal.SIG_IGN)\ntime.sleep(60)", 2, tmp_path)
+    assert (result["rc"], result["timed_out"]) == (-9, True)
+    code = "import subprocess\nprint(subprocess.Popen(['sleep', '60']).pid)"
+    result, child = run_python(code, 60, tmp_path)
+    assert (result["rc"], result["timed_out"]) == (0, False)
+    for _ in range(50):  # a signal takes its time
+        if not is_running(int(child)):
+            return
+        time.sleep(0.1)
+    pytest.fail("the child goes on")
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_logs_of_parts_are_short_and_name_what_cannot_be_started(tmp_path):
+    result, log = run_python("print('x' * 10**6); raise SystemExit(4)", 60, tmp_path)
+    assert (result["rc"], result["timed_out"], len(log)) == (4, False, gpu.LOG_BYTES)
+    result = gpu.run_part([str(tmp_path / "nothing")], 60, dict(os.environ), tmp_path, tmp_path / "log")
+    assert result["rc"] == 127
+    assert "No such file" in (tmp_path / "log").read_text()
