@@ -202,9 +202,6 @@ class Upsampled:
                     "tiles_y": band.tiles,
                     "span_y": down.span,
                     "span_x": across.span,
-                    "gradient_n": self._constants["H"] * self._constants["W"],
-                    "gradient_h": self._constants["W"],
-                    "gradient_w": 1,
                 },
             )
             gather = Launch(

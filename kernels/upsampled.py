@@ -195,9 +195,6 @@ def upsampled_loss_bwd_kernel(
     tiles_y,
     span_y,
     span_x,
-    gradient_n,
-    gradient_h,
-    gradient_w,
     centre_stride,
     smoothing,
     alpha,
@@ -246,9 +243,8 @@ def upsampled_loss_bwd_kernel(
         lead = highest - own_merged
     surprise, miss = surprise_and_miss(lead, others)
     taken = (own >= 0) & (row % centre_stride == 0) & (col % centre_stride == 0)
-    gradient += n * gradient_n + lane_offset(row, col, gradient_h, gradient_w)
     coefficient, own_gradient, uniform = cost_slope(
-        tl.load(gradient, mask=taken & ~spoiled, other=0.0),
+        tl.load(gradient + pixel, mask=taken & ~spoiled, other=0.0),
         surprise,
         miss,
         gather_weights(class_weight, (own,), 1, WEIGHTED)[0],

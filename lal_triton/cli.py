@@ -247,10 +247,10 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 
 def _print_costs(arguments: argparse.Namespace) -> int:
-    from lal_triton import cost_model, cost_table
+    from lal_triton.costs import model, table
 
-    rows = cost_model.measure(arguments.kernel_size, arguments.num_classes, arguments.dtype, arguments.upsample)
-    print(cost_model.format_json(rows) if arguments.json else cost_table.format_table(rows))
+    rows = model.measure(arguments.kernel_size, arguments.num_classes, arguments.dtype, arguments.upsample)
+    print(model.format_json(rows) if arguments.json else table.format_table(rows))
     return 0
 
 

@@ -203,7 +203,7 @@ def _reports(problem: Problem, family: str, forced: Forced, target: Target) -> I
     from triton.backends.compiler import GPUTarget
     from triton.errors import TritonError
 
-    from lal_triton.kernels import resources
+    from lal_triton.costs import resources
 
     families = tuple(configs.FAMILIES) if family == "step" else family
     for name, launch in {launch.kernel.__name__: launch for launch in problem.record(forced)}.items():

@@ -1,4 +1,4 @@
-"""Compile kernels for GPUs that need not be there and print what `kernels.resources` reports, a JSON object per line.
+"""Compile kernels for GPUs that need not be there and print what `costs.resources` reports, a JSON object per line.
 
 A process that interprets cannot compile: run as `python compile_kernels.py CASES`, where CASES is a JSON list of
 [kernel, kernel_size, dtype, target, options], without TRITON_INTERPRET. Among the options, `weighted` stands for class
@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from lal_triton.kernels import resources
+from lal_triton.costs import resources
 from lal_triton.options import Pooling, make_options
 
 LIMITS = ("maxnreg", "waves_per_eu")

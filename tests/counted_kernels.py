@@ -1,4 +1,4 @@
-"""Kernels whose loads and exponentials can be counted by reading; run as a script, this counts them by `kernels.paths`.
+"""Kernels whose loads and exponentials can be counted by reading; run as a script, this counts them by `costs.paths`.
 
 It prints a JSON object of [loads, exponentials, instructions] of a thread, by kernel and number of classes.
 """
@@ -8,7 +8,7 @@ import json
 import torch
 import triton.language as tl
 
-from lal_triton.kernels import resources
+from lal_triton.costs import resources
 from lal_triton.kernels.launching import Launch, kernel
 
 LANES = 32

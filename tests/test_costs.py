@@ -14,7 +14,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lal_triton import cli, cost_model, cost_table
+from lal_triton import cli
+from lal_triton.costs import model, table
 
 BASELINE = Path(__file__).parent / "data" / "costs.json"
 COUNTED = ("loads_per_pixel_class", "instructions_per_pixel_class")
@@ -22,7 +23,7 @@ MORE = 1.1
 
 
 def write_baseline():
-    rows = cost_model.format_json(cost_model.measure())
+    rows = model.format_json(model.measure())
     BASELINE.parent.mkdir(exist_ok=True)
     BASELINE.write_text(f'{{"triton": "{importlib.metadata.version("triton")}", "rows": {rows}}}\n')
 
@@ -52,9 +53,9 @@ def test_shipped_kernels_cost_no_more_than_they_did():
     installed = importlib.metadata.version("triton")
     if baseline["triton"] != installed:
         pytest.skip(f"the baseline is of Triton {baseline['triton']}, this is {installed}")
-    dtypes = cost_model.DTYPES if "LAL_COMPILE_ALL" in os.environ else ("float32",)
+    dtypes = model.DTYPES if "LAL_COMPILE_ALL" in os.environ else ("float32",)
     expected = [row for row in baseline["rows"] if row["dtype"] in dtypes]
-    assert list(regressions(cost_model.measure(dtypes=dtypes), expected)) == []
+    assert list(regressions(model.measure(dtypes=dtypes), expected)) == []
 
 
 ROW = {
@@ -114,7 +115,7 @@ def test_instructions_grow_with_the_trips(counted):
 
 def test_table_of_costs():
     other = {**ROW, "kernel": "local_loss_fwd", "phase": "forward", "passes": 2.0}
-    lines = cost_table.format_table([other, ROW, {**ROW, "default": False}]).splitlines()
+    lines = table.format_table([other, ROW, {**ROW, "default": False}]).splitlines()
     assert lines[0] == "sm_90, float32, kernel size 3, 21 classes"
     assert lines[4].split() == ["step", "5.00", "0.00", "14.00", "100.00"]
     assert lines[5].split() == ["budget", "48.00", "190.00"]
@@ -124,7 +125,7 @@ def test_table_of_costs():
 
 @pytest.mark.parametrize(("dtype", "upsampling", "share"), [("bfloat16", 1, 0.5), ("float32", 4, 1 / 16)])
 def test_budget_is_of_what_is_moved(dtype, upsampling, share):
-    loads, instructions = cost_table.budget([{**ROW, "dtype": dtype, "upsampling": upsampling, "passes": 1.0}])
+    loads, instructions = table.budget([{**ROW, "dtype": dtype, "upsampling": upsampling, "passes": 1.0}])
     assert loads == pytest.approx(9.6 * share)
     assert instructions == pytest.approx(38 * share)
 

@@ -1,7 +1,7 @@
 """What the kernels of a step cost on an NVIDIA GPU, told from their machine code: no GPU is needed, but Triton is.
 
 A row says of a kernel how often it moves the logits, which registers and shared memory it takes, and what it executes
-per label pixel and class (see `kernels.paths`). Beside it stands a budget: while an H100 moves an element of float32 to
+per label pixel and class (see `costs.paths`). Beside it stands a budget: while an H100 moves an element of float32 to
 or from its memory, its cores have the time for so many loads and instructions. If a step needs more of them for each
 of its passes, they and not the memory decide how long it takes.
 """
@@ -126,7 +126,7 @@ def _without_repetitions(parts: Iterable[Part]) -> list[Part]:
 
 
 def list_parts(case: Case) -> list[Part]:
-    from lal_triton.kernels import resources
+    from lal_triton.costs import resources
 
     return [
         Part(case, phase, kernel, " ".join(sorted({resources.identity(launch) for launch in launches})))
@@ -137,7 +137,7 @@ def list_parts(case: Case) -> list[Part]:
 @functools.lru_cache(maxsize=4)
 def record(case: Case) -> dict[tuple[str, str], list[Launch]]:
     """The launches of a step with the shipped configurations, by phase and kernel."""
-    from lal_triton.kernels import resources
+    from lal_triton.costs import resources
 
     target = torch.empty(IMAGES, SIDE, SIDE, dtype=torch.int64, device="meta")
     return resources.record_step(case.logits, target, None, case.options, case.pooling, TARGET, case.default)
@@ -145,7 +145,7 @@ def record(case: Case) -> dict[tuple[str, str], list[Launch]]:
 
 def make_rows(parts: Sequence[Part]) -> list[tuple[Part, Row]]:
     """Of parts that are compiled to the same, so that each kernel is compiled once."""
-    from lal_triton.kernels import resources
+    from lal_triton.costs import resources
 
     @functools.cache
     def compiled(identity: str) -> tuple[Any, Row, str]:

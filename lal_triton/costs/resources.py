@@ -15,7 +15,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lal_triton.kernels import arguments, configs, launching, paths, plans, statements
+from lal_triton.costs import paths, statements
+from lal_triton.kernels import arguments, configs, launching, plans
 from lal_triton.kernels.launching import Launch
 from lal_triton.options import LocalLoss, Pooling
 

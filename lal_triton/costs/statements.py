@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lal_triton.kernels.paths import Line, Range, Source
+from lal_triton.costs.paths import Line, Range, Source
 
 
 def source_of(kernel: Any, arguments: Mapping[str, Any]) -> Source:
