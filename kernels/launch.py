@@ -128,6 +128,8 @@ class FullResolution:
         config = configs.find(setting, self._device)
         large = configs.is_large(options)
         window = tuple(options.window[::-1] if family == "merge_bwd" else options.window)
+        if config["rows"] * config["strips"] > configs.BAND_ROWS:
+            raise ValueError(f"{family} has the configuration {config}, expected rows x strips <= {configs.BAND_ROWS}")
         groups = config.get("groups", 1)
         lanes = config["columns"] * config["strips"] * groups
         return {

@@ -122,12 +122,12 @@ def tune(
     current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with _busy, current, tqdm(desc="tuning", unit="step", total=0, disable=None if progress else True) as bar:
         for problem in problems:
-            found = _tune_problem(problem, device, bar)
-            file = None
-            if device.type == "cuda" or cache_dir is not None:
-                file = tuning_cache.store(map(_entry, found), device, None if cache_dir is None else Path(cache_dir))
-                plans.clear()
-            results += [result._replace(file=file) for result in found]
+            for result in _tune_problem(problem, device, bar):
+                file = None
+                if device.type == "cuda" or cache_dir is not None:  # at once: an interrupt loses no more than a family
+                    file = tuning_cache.store([_entry(result)], device, None if cache_dir is None else Path(cache_dir))
+                results.append(result._replace(file=file))
+            plans.clear()
     return results
 
 
@@ -179,7 +179,7 @@ def _entry(result: Result) -> tuning_cache.Entry:
     return tuning_cache.Entry(result.setting, result.config, *times, date)
 
 
-def _tune_problem(problem: Problem, device: torch.device, bar: tqdm) -> list[Result]:
+def _tune_problem(problem: Problem, device: torch.device, bar: tqdm) -> Iterator[Result]:
     """Greedy: a family is tuned with what was found for those before it, the backward's after the forward's."""
     target = Target.of(device)
     settings = problem.settings()
@@ -193,7 +193,6 @@ def _tune_problem(problem: Problem, device: torch.device, bar: tqdm) -> list[Res
     bar.total += 2 * len(jobs)  # each is compiled, and dropped or timed
     reports = iter(compile_candidates(problem, jobs, target, bar.update))
     race = Race(problem, device)
-    results = []
     for setting, forced in settings.items():
         default, *others = searched[setting]
         affordable = [all(is_affordable(report, target) for report in next(reports)) for _ in searched[setting]]
@@ -203,8 +202,7 @@ def _tune_problem(problem: Problem, device: torch.device, bar: tqdm) -> list[Res
         chosen[setting.family] = config
         bar.update(len(searched[setting]))
         counts = len(searched[setting]), len(others) - len(kept)
-        results.append(Result(setting, config, default, milliseconds, default_milliseconds, *counts))
-    return results
+        yield Result(setting, config, default, milliseconds, default_milliseconds, *counts)
 
 
 def _search(setting: Setting, default: Config, device: torch.device) -> list[Config]:

@@ -87,11 +87,12 @@ def measure(
     classes: Sequence[int] = CLASSES,
     dtypes: Sequence[str] = DTYPES,
     ratios: Sequence[int] = RATIOS,
+    defaults: Sequence[bool] = (True, False),
 ) -> list[Row]:
-    """A row for each kernel that a step launches, compiled in processes of their own."""
+    """A row for each kernel that a step launches, be it the default or not, compiled in processes of their own."""
     if importlib.util.find_spec("triton") is None:
         raise ValueError("Triton is not installed, expected it to compile the kernels (it exists for Linux)")
-    cases = [Case(*values) for values in itertools.product(dtypes, kernel_sizes, ratios, classes, (True, False))]
+    cases = [Case(*values) for values in itertools.product(dtypes, kernel_sizes, ratios, classes, defaults)]
     for case in cases:
         case.check()
     spawn = multiprocessing.get_context("spawn")
