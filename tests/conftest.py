@@ -14,6 +14,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 @pytest.fixture(autouse=True)
+def cheap_strips(request):
+    """On a CPU the kernels are interpreted, at a time that grows with the rows of a strip and the number of tiles."""
+    from lal_triton.kernels import configs
+
+    if torch.cuda.is_available() or request.node.get_closest_marker("pinned"):
+        yield
+        return
+    config = {"rows": 2, "columns": 16, "strips": 4}
+    merge = {**config, "groups": 1}
+    with configs.forcing({"local_loss_fwd": config, "local_cost_bwd": config, "merge_bwd": merge}):
+        yield
+
+
+@pytest.fixture(autouse=True)
 def fresh_plans():
     """A plan remembers configurations and limits that a test may change."""
     if "lal_triton.kernels.plans" in sys.modules:

@@ -24,22 +24,8 @@ def strips(rows, columns, strips, groups=1):
     return {"local_loss_fwd": config, "local_cost_bwd": config, "merge_bwd": {**config, "groups": groups}}
 
 
-@pytest.fixture(autouse=True)
-def cheap_tiles():
-    """The interpreter's time grows with the rows of a strip."""
-    with configs.forcing(strips(2, 8, 4) if DEVICE.type == "cpu" else {}):
-        yield
-
-
 @pytest.fixture
-def pinned_tiles(cheap_tiles):
-    with configs.forcing({}) as forced:
-        forced.clear()
-        yield
-
-
-@pytest.fixture
-def small_tiles(cheap_tiles):
+def small_tiles(cheap_strips):
     """So that an image of a few pixels has tiles inside and at all borders."""
     with configs.forcing(strips(2, 4, 1)):
         yield
@@ -97,11 +83,17 @@ def check(logits, labels, options, weight=None, gradient=None, keep=True):
     return actual
 
 
+@pytest.mark.pinned
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, (3, 5), (1, 7), (5, 1)])
-@pytest.mark.parametrize("keep", [True, False])
-def test_kernel_sizes(pinned_tiles, kernel_size, keep):
+def test_pinned_configurations(kernel_size):
     logits = make_logits(images=1, height=6)
-    check(logits, make_labels(logits), lal(kernel_size=kernel_size), keep=keep)
+    check(logits, make_labels(logits), lal(kernel_size=kernel_size))
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, (3, 5)])
+def test_merging_again(kernel_size):
+    logits = make_logits(images=1, height=6)
+    check(logits, make_labels(logits), lal(kernel_size=kernel_size), keep=False)
 
 
 @pytest.mark.parametrize("kernel_size", [3, (1, 5)])
@@ -111,9 +103,8 @@ def test_interior_tiles(small_tiles, kernel_size, keep):
     check(logits, make_labels(logits), lal(kernel_size=kernel_size, eps=0.1), keep=keep)
 
 
-@pytest.mark.parametrize("classes", [3, 4, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_classes_in_groups(cheap_tiles, classes, dtype):
+@pytest.mark.parametrize(("classes", "dtype"), [(4, torch.float32), (5, torch.float32), (3, torch.float16)])
+def test_classes_in_groups(classes, dtype):
     """With void tiles among them."""
     logits = make_logits(images=1, classes=classes, height=6, width=10, dtype=dtype)
     labels = make_labels(logits)

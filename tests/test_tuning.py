@@ -22,6 +22,8 @@ SETTING = Setting("local_loss_fwd", (3, 3), "float32", 32, 1)
 CONFIG = {"rows": 4, "columns": 32, "strips": 4}
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 
+pytestmark = pytest.mark.pinned
+
 
 def entry(setting=SETTING, config=CONFIG, milliseconds=1.0):
     return Entry(setting, config, milliseconds, 2.0, "2026-01-01 00:00 UTC")
