@@ -246,7 +246,7 @@ def test_the_compiler_reports_what_spills():
     """In a process of its own, since this one may be interpreting."""
     problem = tuning_space.Problem.of(3, (1, 3, 16, 16), torch.float32, 1)
     target = tuning_space.Target.of(CPU)
-    forced = [{"rows": 2, "columns": 64, "strips": 2}, {"rows": 4, "columns": 128, "strips": 8}]
+    forced = [{"rows": 2, "columns": 64, "strips": 2}, {"rows": 4, "columns": 256, "strips": 4}]
     jobs = [("local_loss_fwd", {"local_loss_fwd": config}) for config in forced]
     advanced = []
     reports = tuning_space.compile_candidates(problem, jobs, target, lambda: advanced.append(1))

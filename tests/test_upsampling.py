@@ -202,7 +202,7 @@ def test_opcheck_and_full_graph(reduction):
     labels, omega = torch.ops.lal_triton.prepare(target, None, None, 4, 1, 255, torch.float32)
     leaf = logits.clone().requires_grad_()
     if reduction == "none":
-        torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (leaf, labels, None, *options, "torch"))
+        torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (leaf, labels, None, *options))
     else:
         torch.library.opcheck(torch.ops.lal_triton.power_norms.default, (leaf, labels, None, omega, 3.0, *options))
     loss = LocallyAdaptiveLoss(3, reduction=reduction, backend="torch")
