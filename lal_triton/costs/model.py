@@ -194,7 +194,8 @@ def _bytes_with_classes(launch: Launch, tensors: dict[str, torch.Tensor], classe
             slots = images * given["tiles_y"] * across * given["span_y"] * given["span_x"]
             yield slots * (classes + 4 * given["NORMALIZE"]) * tensor.element_size()
         elif classes in tensor.shape[1::2]:
-            yield _share_of_rows(given) * tensor.numel() * tensor.element_size()
+            share = _share_of_rows(given) if given.get("MOMENTS", True) else 1 / classes  # the label's own logit alone
+            yield share * tensor.numel() * tensor.element_size()
 
 
 def _share_of_rows(given: dict[str, Any]) -> float:
