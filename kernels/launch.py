@@ -21,7 +21,7 @@ class FullResolution:
     Without, the backward merges the logits again, those of as many images at once as a scratch holds.
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor, weighted: bool, options: LocalLoss, state: State) -> None:
+    def __init__(self, logits: Tensor, weighted: bool, options: LocalLoss, state: State, band: int) -> None:
         self.keep = state.keep
         self._logits, self._options = arguments.outline(logits), options
         self._device = logits.device
@@ -32,7 +32,7 @@ class FullResolution:
             **state.arguments,
             **arguments.strides("stride", logits, "nchw"),
         }
-        self._cost = {**arguments.cost_arguments(weighted, options, logits.shape[1]), "BAND": state.band}
+        self._cost = {**arguments.cost_arguments(weighted, options, logits.shape[1]), "BAND": band}
         self._launches: dict[Any, Launch] = {}
         merge = self._merge_arguments("local_loss_fwd")
         self._forward = Launch(

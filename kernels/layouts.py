@@ -1,29 +1,36 @@
 """The buffer that the forward leaves for the backward: planes `[N, H, W]`, offsets of bands, and what pooling keeps."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lal_triton.kernels import configs
-from lal_triton.options import LocalLoss
+from lal_triton.options import LocalLoss, Pooling
 
 
 class State:
-    """Its layout for labels of this shape; `keep` adds what slopes are made from, an offset is of `band` columns."""
+    """Its layout for logits and labels of these shapes, which may be symbolic.
+
+    It is upsampled if these differ in size, and keeps what slopes are made from if that is wanted and can be done.
+    """
 
     def __init__(
-        self, shape: torch.Size, classes: int, options: LocalLoss, upsampled: bool, keep: bool, band: int
+        self, logits: Sequence[Any], labels: Sequence[Any], options: LocalLoss, pooling: Pooling, keep: bool
     ) -> None:
-        self.keep, self.band = keep, band
-        self.shape = shape
-        self.names = configs.state_planes(options, classes, upsampled, keep)
-        places = [self.names.index(name) if name in self.names else -1 for name in configs.PLANES]
-        self.arguments: dict[str, Any] = {"plane_size": shape.numel(), "PLACES": (*places, len(self.names))}
-        self.planes_size = len(self.names) * shape.numel()
-        self.pooled_begin = self.planes_size + configs.offsets_size(shape, options, upsampled)
+        classes, area = logits[1], math.prod(labels)
+        self.upsampled = tuple(logits[2:]) != tuple(labels[1:])
+        self.keep = keep and configs.keeps(options, classes, self.upsampled)
+        self._shape = labels
+        self._names = configs.state_planes(options, classes, self.upsampled, self.keep)
+        places = [self._names.index(name) if name in self._names else -1 for name in configs.PLANES]
+        self.arguments: dict[str, Any] = {"plane_size": area, "PLACES": (*places, len(self._names))}
+        self._planes_size = len(self._names) * area
+        self.pooled_begin = self._planes_size + configs.offsets_size(labels, options, self.upsampled)
+        self.size = self.pooled_begin + configs.pooled_size(labels, pooling.reduction)
 
     def planes(self, state: Tensor) -> dict[str, Tensor]:
         """Views of the planes, `[N, H, W]`."""
-        planes = state[: self.planes_size].view(-1, *self.shape).unbind(0)
-        return dict(zip(self.names, planes, strict=True))
+        planes = state[: self._planes_size].view(-1, *self._shape).unbind(0)
+        return dict(zip(self._names, planes, strict=True))

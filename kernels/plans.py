@@ -50,16 +50,19 @@ class Plan:
         self.ignore_index = pooling.ignore_index
         setting = configs.Setting.of("prepare", logits, height, options)
         columns = configs.find(setting, self._device)["columns"]
-        upsampled = logits.shape[2:] != target.shape[1:]
         if keep is None:
             keep = configs.keep_is_chosen(options, logits.dtype, logits.device)
-        keep = keep and configs.keeps(options, classes, upsampled)
-        state = State(target.shape, classes, options, upsampled, keep, columns)
-        self._state_size = state.pooled_begin + configs.pooled_size(target.shape, pooling.reduction)
+        state = State(logits.shape, target.shape, options, pooling, keep)
+        self._state_size = state.size
         self._cost_weighted = weight is not None and pooling.weighs_cost(options)
-        local = Upsampled if upsampled else FullResolution
-        self._local = local(logits, target, self._cost_weighted, options, state)
-        self._pooling = BatchPooling(target, classes, weight, pixel_weight, options, pooling, state)
+        self._local: FullResolution | Upsampled
+        if state.upsampled:
+            self._local = Upsampled(logits, target, self._cost_weighted, options, state)
+        else:
+            self._local = FullResolution(logits, self._cost_weighted, options, state, columns)
+        self._pooling = BatchPooling(
+            target, classes, weight, pixel_weight, self._cost_weighted, options, pooling, state
+        )
         self._prepare = Launch(
             prepare_fwd_kernel,
             images * triton.cdiv(height, configs.BAND_ROWS) * triton.cdiv(width, columns),
@@ -75,8 +78,8 @@ class Plan:
                 "pooled_begin": state.pooled_begin,
                 "ROWS": configs.BAND_ROWS,
                 "COLUMNS": columns,
-                "OWN_LOGITS": not upsampled,
-                "MOMENTS": options.normalize and not upsampled,
+                "OWN_LOGITS": not state.upsampled,
+                "MOMENTS": options.normalize and not state.upsampled,
                 "num_warps": arguments.num_warps(configs.BAND_ROWS * columns // configs.PIXELS_PER_LANE, self._device),
             },
         )

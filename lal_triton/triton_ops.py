@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from lal_triton import validation
 from lal_triton.dispatch import constant_in_graphs
 from lal_triton.kernels import configs
+from lal_triton.kernels.layouts import State
 from lal_triton.ops import OPTIONS, library, local_loss_of
 from lal_triton.options import LocalLoss, Pooling
 
@@ -57,9 +58,7 @@ def pooled_loss(
     if weight is not None:
         weight = weight.detach().contiguous()
     if torch.compiler.is_compiling() or not _is_plain(logits):
-        keep = (
-            logits.requires_grad and torch.is_grad_enabled() and _keep_is_chosen(options, logits.dtype, logits.device)
-        )
+        keep = _is_differentiable(logits) and _keep_is_chosen(options, logits.dtype, logits.device)
         return torch.ops.lal_triton.pooled_loss(logits, target, weight, pixel_weight, *options, *pooling, keep)[0]
     from lal_triton.kernels import plans
 
@@ -92,18 +91,25 @@ def _keep_is_chosen(options: LocalLoss, dtype: torch.dtype, device: torch.device
 
 
 def _run(plan: Any, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None) -> Tensor:
-    if target.device.type == "cpu":
-        validation.check_values(target, weight, pixel_weight, logits.shape[1], plan.ignore_index)
     if _is_differentiable(logits):
         return _PooledLoss.apply(logits, (target, weight, pixel_weight, plan))
-    return plan.forward(logits, target, weight, pixel_weight)[0]
+    return _forward(plan, logits, target, weight, pixel_weight)[0]
+
+
+def _forward(
+    plan: Any, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None
+) -> tuple[Tensor, Any]:
+    """The plan's, after the checks that read values (on the CPU: a GPU would stall)."""
+    if target.device.type == "cpu":
+        validation.check_values(target, weight, pixel_weight, logits.shape[1], plan.ignore_index)
+    return plan.forward(logits, target, weight, pixel_weight)
 
 
 class _PooledLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, rest: tuple[Any, ...]) -> Tensor:  # a tuple: autograd looks at each argument
         target, weight, pixel_weight, plan = rest
-        value, saved = plan.forward(logits, target, weight, pixel_weight)
+        value, saved = _forward(plan, logits, target, weight, pixel_weight)
         ctx.save_for_backward(logits, weight, pixel_weight, *saved)
         ctx.plan = plan
         return value
@@ -126,9 +132,7 @@ def _pooled_loss(
     logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     plan = _plan(logits, target, weight, pixel_weight, rest)
-    if target.device.type == "cpu":
-        validation.check_values(target, weight, pixel_weight, logits.shape[1], plan.ignore_index)
-    value, saved = plan.forward(logits, target, weight, pixel_weight)
+    value, saved = _forward(plan, logits, target, weight, pixel_weight)
     kept = value.new_empty(0) if saved.kept is None else saved.kept
     return value, saved.labels, saved.state, kept
 
@@ -150,17 +154,12 @@ def _split(rest: tuple[Any, ...]) -> tuple[LocalLoss, Pooling, bool]:
 
 def _pooled_loss_fake(logits: Tensor, target: Tensor, weight: Tensor | None, _: Any, *asked: Any) -> tuple[Tensor, ...]:
     options, pooling, keep = _split(asked)
-    images, classes = logits.shape[:2]
-    upsampled = logits.shape[2:] != target.shape[1:]
-    keep = keep and configs.keeps(options, classes, upsampled)
-    planes = len(configs.state_planes(options, classes, upsampled, keep)) * images * target.shape[1] * target.shape[2]
-    offsets = configs.offsets_size(target.shape, options, upsampled)
-    pooled = configs.pooled_size(target.shape, pooling.reduction)
+    state = State(logits.shape, target.shape, options, pooling, keep)
     return (
         logits.new_empty(target.shape if pooling.reduction == "none" else (), dtype=torch.float32),
         target.new_empty(target.shape, dtype=torch.int32),
-        logits.new_empty(planes + offsets + pooled, dtype=torch.float32),
-        logits.new_empty(logits.shape if keep else 0, dtype=torch.float32),
+        logits.new_empty(state.size, dtype=torch.float32),
+        logits.new_empty(logits.shape if state.keep else 0, dtype=torch.float32),
     )
 
 

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lal_triton.costs import paths, statements
-from lal_triton.kernels import arguments, configs, launching, plans
+from lal_triton.kernels import configs, launching, plans
 from lal_triton.kernels.launching import Launch
 from lal_triton.options import LocalLoss, Pooling
 
@@ -54,7 +54,6 @@ def record_step(
     The tensors are on the device "meta", on which a warp counts 32 threads. What is not the default is the other of the
     two ways that `configs.FAMILIES["step"]` tells.
     """
-    arguments.dot_precision = lambda device: "bf16x6"  # type: ignore[assignment]  # as on all targets
     settings = {family: configs.Setting.of(family, logits, target.shape[1], options) for family in configs.FAMILIES}
     shipped = {family: configs.pinned(setting, device_class) for family, setting in settings.items()}
     keep = bool(shipped["step"]["keep"]) == default
