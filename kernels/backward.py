@@ -8,21 +8,18 @@ import triton.language as tl
 from lal_triton.kernels.cost import class_weight_sum, cost_slope, surprise_and_miss
 from lal_triton.kernels.forward import gather_weights
 from lal_triton.kernels.launching import kernel
-from lal_triton.kernels.state import MEAN, OWN_LOGIT, RSTD, TOP, TOTAL, find_plane
+from lal_triton.kernels.state import MEAN, RSTD, TOP, TOTAL, find_plane
 from lal_triton.kernels.strips import (
     fill_zero,
-    find_pivot,
-    invert,
     is_inside,
     is_labelled,
     lane_offset,
     load_column,
     load_own_labels,
-    logit_units,
     merge_class,
     place,
-    scale_weights,
-    strip_weights,
+    prepare_merge,
+    tile_weights,
 )
 
 
@@ -115,31 +112,33 @@ def local_cost_bwd_kernel(
     PLACES: tl.constexpr,
 ):
     """gain / xi x the gradient of the merged logits, which are recomputed; 0 where no loss is taken."""
-    n, row, col, interior = place(H, W, KH, KW, TH, TW, G)
-    pixel = n * H * W + lane_offset(row, col, W, 1)
-    labels += pixel
-    own = load_own_labels(labels, row, col, H, W, TH)
-    image = n + first_image  # of all that the state is of
-    plane_pixel = image * H * W + lane_offset(row, col, W, 1)
-    pivot, centred = find_pivot(state, labels, image, plane_pixel, row, col, H, W, plane_size, BAND, NORMALIZE, PLACES)
-    fast = interior & centred
-    state += plane_pixel
-    rstd = find_plane(state, RSTD, PLACES, plane_size)
-    own_logits = find_plane(state, OWN_LOGIT, PLACES, plane_size)
-    site = (labels, rstd, window, own, row, col, H, W)
-    pointer = logits + n * stride_n + lane_offset(row, col, stride_h, stride_w)
+    n, pixel, state, pointer, site, weights, pivot, inverse, start, own_merged, fast = prepare_merge(
+        state,
+        logits,
+        labels,
+        window,
+        first_image,
+        H,
+        W,
+        plane_size,
+        stride_n,
+        stride_h,
+        stride_w,
+        WINDOW,
+        KH,
+        KW,
+        TH,
+        TW,
+        G,
+        NORMALIZE,
+        BY_WEIGHT,
+        BOUNDED,
+        LARGE,
+        BAND,
+        PLACES,
+    )
+    own, row, col = site[3:6]
     view = (pointer, stride_c, stride_h, stride_w)
-    if interior:
-        weights, xi, sums = strip_weights(
-            site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE, True
-        )
-    else:
-        weights, xi, sums = strip_weights(
-            site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE, False
-        )
-    inverse = invert(xi, TH)
-    scale, start, own_merged = logit_units(inverse, sums, TH, BOUNDED)
-    weights = scale_weights(weights, scale, KH, KW, TH, LARGE)
 
     own_weights = gather_weights(class_weight, own, TH, WEIGHTED)
     weight_sum = class_weight_sum(class_weight, C, WEIGHTED)
@@ -396,10 +395,7 @@ def merge_bwd_kernel(
         slopes += n * area + pixel
     site = (labels, slopes, window, own, row, col, H, W)
     totals = find_plane(state, TOTAL, PLACES, plane_size)
-    if interior:
-        weights, _, sums = strip_weights(site, totals, 0.0, WINDOW, KH, KW, TH, KEPT, KEPT, False, LARGE, True)
-    else:
-        weights, _, sums = strip_weights(site, totals, 0.0, WINDOW, KH, KW, TH, KEPT, KEPT, False, LARGE, False)
+    weights, _, sums = tile_weights(interior, site, totals, 0.0, WINDOW, KH, KW, TH, KEPT, KEPT, False, LARGE)
     if LARGE:
         weights = (1.0,)
     means = ()

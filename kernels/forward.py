@@ -7,23 +7,17 @@ import triton.language as tl
 
 from lal_triton.kernels.cost import class_weight_sum, local_cost, surprise_and_miss
 from lal_triton.kernels.launching import kernel
-from lal_triton.kernels.state import INVERSE, LOSSES, OWN_LOGIT, RSTD, TOP, TOTAL, find_plane
+from lal_triton.kernels.state import INVERSE, LOSSES, TOP, TOTAL, find_plane
 from lal_triton.kernels.strips import (
     INVALID,
     LN2,
     VOID,
     fill_zero,
-    find_pivot,
-    invert,
     is_inside,
     is_labelled,
     lane_offset,
-    load_own_labels,
-    logit_units,
     merge_class,
-    place,
-    scale_weights,
-    strip_weights,
+    prepare_merge,
     wide,
 )
 
@@ -148,29 +142,33 @@ def local_loss_fwd_kernel(
     BAND: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    n, row, col, interior = place(H, W, KH, KW, TH, TW, G)
-    pixel = n * H * W + lane_offset(row, col, W, 1)
-    labels += pixel
-    own = load_own_labels(labels, row, col, H, W, TH)
-    pivot, centred = find_pivot(state, labels, n, pixel, row, col, H, W, plane_size, BAND, NORMALIZE, PLACES)
-    fast = interior & centred
-    state += pixel
-    rstd = find_plane(state, RSTD, PLACES, plane_size)
-    own_logits = find_plane(state, OWN_LOGIT, PLACES, plane_size)
-    site = (labels, rstd, window, own, row, col, H, W)
-    pointer = logits + n * stride_n + lane_offset(row, col, stride_h, stride_w)
+    n, _pixel, state, pointer, site, weights, pivot, inverses, start, own_merged, fast = prepare_merge(
+        state,
+        logits,
+        labels,
+        window,
+        0,
+        H,
+        W,
+        plane_size,
+        stride_n,
+        stride_h,
+        stride_w,
+        WINDOW,
+        KH,
+        KW,
+        TH,
+        TW,
+        G,
+        NORMALIZE,
+        BY_WEIGHT,
+        BOUNDED,
+        LARGE,
+        BAND,
+        PLACES,
+    )
+    own, row, col = site[3:6]
     view = (pointer, stride_c, stride_h, stride_w)
-    if interior:
-        weights, xi, sums = strip_weights(
-            site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE, True
-        )
-    else:
-        weights, xi, sums = strip_weights(
-            site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE, False
-        )
-    inverses = invert(xi, TH)
-    scale, start, own_merged = logit_units(inverses, sums, TH, BOUNDED)
-    weights = scale_weights(weights, scale, KH, KW, TH, LARGE)
     area = H.to(tl.int64) * W
     kept_view = (kept, area, W)
     if KEEP:

@@ -39,6 +39,25 @@ def rate(norm, mass, p):
 
 
 @triton.jit
+def place_pixels(labels, pixel_weight, H, W, weight_n, weight_h, weight_w, BLOCK: tl.constexpr, POINTED: tl.constexpr):
+    """A program's image and pixels: their places in a plane, which of them exist, rows, columns, labels and weights."""
+    area = H * W
+    blocks = tl.cdiv(area, BLOCK)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < area
+    row = pixel // W
+    col = pixel % W
+    plane = n * area + pixel
+    label = tl.load(labels + plane, mask=inside, other=VOID)
+    if POINTED:
+        pixel_weight += n * weight_n + row.to(tl.int64) * weight_h + col.to(tl.int64) * weight_w
+    else:
+        pixel_weight = labels  # a function returns no None
+    return n, plane, inside, row, col, label, pixel_weight
+
+
+@triton.jit
 def load_omega(
     label, row, col, class_weight, pixel_weight, centre_stride, WEIGHTED: tl.constexpr, POINTED: tl.constexpr
 ):
@@ -108,25 +127,18 @@ def pool_fwd_kernel(
     omega (L / largest)^p, and the mass. The last program to arrive reduces those of the others, in their order.
     The derivative by a loss L is a rate x omega (L / norm)^(p - 1).
     """
-    area = H * W
-    chunks = tl.cdiv(area, BLOCK)
-    n = (tl.program_id(0) // chunks).to(tl.int64)
-    pixel = tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < area
-    row = pixel // W
-    col = pixel % W
-    label = tl.load(labels + n * area + pixel, mask=inside, other=VOID)
-    losses = find_plane(state, LOSSES, PLACES, plane_size)
+    _n, plane, inside, row, col, label, pixel_weight = place_pixels(
+        labels, pixel_weight, H, W, weight_n, weight_h, weight_w, BLOCK, POINTED
+    )
+    chunks = tl.cdiv(H * W, BLOCK)
     pooled = state + pooled_begin
-    loss = tl.load(losses + n * area + pixel, mask=inside, other=0.0)
-    if POINTED:
-        pixel_weight += n * weight_n + row.to(tl.int64) * weight_h + col.to(tl.int64) * weight_w
+    loss = tl.load(find_plane(state, LOSSES, PLACES, plane_size) + plane, mask=inside, other=0.0)
     mass = load_omega(label, row, col, class_weight, pixel_weight, centre_stride, WEIGHTED, POINTED)
     omega = mass
     if WEIGHTED_COST:
         omega = load_omega(label, row, col, class_weight, pixel_weight, centre_stride, False, POINTED)
     if REDUCTION == "none":
-        tl.store(value + n * area + pixel, omega * loss, mask=inside)
+        tl.store(value + plane, omega * loss, mask=inside)
     else:
         partials = pooled + 4 + 2 * N
         size = N * chunks
@@ -208,17 +220,9 @@ def pool_bwd_kernel(
     PLACES: tl.constexpr,
 ):
     """The gradient of the map of losses `[N, H, W]`; with SLOPES what `merge_bwd_kernel` takes."""
-    area = H * W
-    blocks = tl.cdiv(area, BLOCK)
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < area
-    row = pixel // W
-    col = pixel % W
-    plane = n * area + pixel
-    label = tl.load(labels + plane, mask=inside, other=VOID)
-    if POINTED:
-        pixel_weight += n * weight_n + row.to(tl.int64) * weight_h + col.to(tl.int64) * weight_w
+    n, plane, inside, row, col, label, pixel_weight = place_pixels(
+        labels, pixel_weight, H, W, weight_n, weight_h, weight_w, BLOCK, POINTED
+    )
     omega = load_omega(
         label, row, col, class_weight, pixel_weight, centre_stride, WEIGHTED and not WEIGHTED_COST, POINTED
     )

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from lal_triton.kernels import configs
-from lal_triton.kernels.state import MEAN, OFFSETS, find_plane
+from lal_triton.kernels.state import MEAN, OFFSETS, OWN_LOGIT, RSTD, find_plane
 
 VOID = tl.constexpr(-1)
 INVALID = tl.constexpr(-2)
@@ -252,6 +252,33 @@ def strip_weights(
 
 
 @triton.jit
+def tile_weights(
+    interior,
+    site,
+    plane,
+    pivot,
+    WINDOW: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    TH: tl.constexpr,
+    SCALED: tl.constexpr,
+    VALUED: tl.constexpr,
+    BY_WEIGHT: tl.constexpr,
+    LARGE: tl.constexpr,
+):
+    """`strip_weights`, without border tests in tiles whose windows lie inside the image."""
+    if interior:
+        weights, xi, sums = strip_weights(
+            site, plane, pivot, WINDOW, KH, KW, TH, SCALED, VALUED, BY_WEIGHT, LARGE, True
+        )
+    else:
+        weights, xi, sums = strip_weights(
+            site, plane, pivot, WINDOW, KH, KW, TH, SCALED, VALUED, BY_WEIGHT, LARGE, False
+        )
+    return weights, xi, sums
+
+
+@triton.jit
 def invert(xi, TH: tl.constexpr):
     """1 / xi, 0 where nothing was counted."""
     inverse = ()
@@ -294,6 +321,61 @@ def scale_weights(weights, scale, KH: tl.constexpr, KW: tl.constexpr, TH: tl.con
                     if feeds(r, j, KH):
                         scaled = scaled + (weights[slot(r, cc, j, KH, KW, TH)] * scale[j],)
     return scaled
+
+
+@triton.jit
+def prepare_merge(
+    state,
+    logits,
+    labels,
+    window,
+    first_image,
+    H,
+    W,
+    plane_size,
+    stride_n,
+    stride_h,
+    stride_w,
+    WINDOW: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    G: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BY_WEIGHT: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    LARGE: tl.constexpr,
+    BAND: tl.constexpr,
+    PLACES: tl.constexpr,
+):
+    """All that merging a tile's logits takes of their image and its neighbours but the logits of the classes.
+
+    Gives the image, the pixel, the state and the logits at the lane's first pixel, the site, the weights, the pivot,
+    1 / xi, where the sum of a class starts, f_y, and whether `merge_class` may be FAST. `logits` and `labels` begin
+    with image `first_image` of those that the state is of.
+    """
+    n, row, col, interior = place(H, W, KH, KW, TH, TW, G)
+    if not LARGE:
+        window = labels  # a function returns no None
+    offset = lane_offset(row, col, W, 1)
+    pixel = n * H * W + offset
+    labels += pixel
+    own = load_own_labels(labels, row, col, H, W, TH)
+    image = n + first_image
+    plane_pixel = image * H * W + offset
+    pivot, centred = find_pivot(state, labels, image, plane_pixel, row, col, H, W, plane_size, BAND, NORMALIZE, PLACES)
+    state += plane_pixel
+    site = (labels, find_plane(state, RSTD, PLACES, plane_size), window, own, row, col, H, W)
+    own_logits = find_plane(state, OWN_LOGIT, PLACES, plane_size)
+    weights, xi, sums = tile_weights(
+        interior, site, own_logits, pivot, WINDOW, KH, KW, TH, NORMALIZE, True, BY_WEIGHT, LARGE
+    )
+    inverse = invert(xi, TH)
+    scale, start, own_merged = logit_units(inverse, sums, TH, BOUNDED)
+    weights = scale_weights(weights, scale, KH, KW, TH, LARGE)
+    pointer = logits + n * stride_n + lane_offset(row, col, stride_h, stride_w)
+    return n, pixel, state, pointer, site, weights, pivot, inverse, start, own_merged, interior & centred
 
 
 @triton.jit
