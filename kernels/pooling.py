@@ -130,8 +130,6 @@ def pool_fwd_kernel(
     _n, plane, inside, row, col, label, pixel_weight = place_pixels(
         labels, pixel_weight, H, W, weight_n, weight_h, weight_w, BLOCK, POINTED
     )
-    chunks = tl.cdiv(H * W, BLOCK)
-    pooled = state + pooled_begin
     loss = tl.load(find_plane(state, LOSSES, PLACES, plane_size) + plane, mask=inside, other=0.0)
     mass = load_omega(label, row, col, class_weight, pixel_weight, centre_stride, WEIGHTED, POINTED)
     omega = mass
@@ -140,6 +138,8 @@ def pool_fwd_kernel(
     if REDUCTION == "none":
         tl.store(value + plane, omega * loss, mask=inside)
     else:
+        chunks = tl.cdiv(H * W, BLOCK)
+        pooled = state + pooled_begin
         partials = pooled + 4 + 2 * N
         size = N * chunks
         taken = tl.where(omega > 0, loss, 0.0)

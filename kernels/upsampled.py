@@ -26,9 +26,9 @@ from lal_triton.kernels.strips import INVALID, LOG2E, VOID, is_inside, lane_offs
 
 
 @triton.jit
-def load_source(source, pixels, c, C):
+def load_source(source, slots, c, C):
     """`[slots, classes]` of a frame."""
-    return tl.load(source + (pixels[:, None] * C + c[None, :]), mask=c[None, :] < C, other=0.0)
+    return tl.load(source + (slots[:, None] * C + c[None, :]), mask=c[None, :] < C, other=0.0)
 
 
 @triton.jit
@@ -58,6 +58,65 @@ def find_spoiled(bad, mixture):
         spoiled = tl.max(mixed * (bits >> slot & 1).to(tl.int32)[None, :], 1) > 0
         holes = tl.max(tl.where(spoiled[:, None], mixed, 0), 0) > 0
     return spoiled, holes
+
+
+@triton.jit
+def mix_tile(
+    tile,
+    first_tile,
+    tiles_y,
+    source,
+    bad,
+    labels,
+    rstd,
+    window,
+    lower_y,
+    fraction_y,
+    base_y,
+    lower_x,
+    fraction_x,
+    base_x,
+    h,
+    w,
+    H,
+    W,
+    C,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    TY: tl.constexpr,
+    TX: tl.constexpr,
+    SY: tl.constexpr,
+    SX: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BY_WEIGHT: tl.constexpr,
+):
+    """What a tile of pixels mixes of its frame, for all classes.
+
+    Gives the pixels' rows, columns, places in a plane and labels, and which exist; the labels' pointer there; the
+    lanes' site and frame; A `[P, slots]` and the lanes' 1 / xi; f_y `[P]`; the source from the frame's first row on,
+    and the slots' places there; the pixels that mix a logit that is not finite, and the slots that those mix.
+    """
+    G: tl.constexpr = SY * SX // 16
+    LX: tl.constexpr = SX // G
+    n, tile_y, tile_x, frame_y, frame_x = place_tile(tile, first_tile, tiles_y, W, base_y, base_x, TX)
+    site = tile_site(labels, rstd, window, n, tile_y, tile_x, H, W, TY, TX, G, NORMALIZE)
+    lane_x = frame_x + tl.arange(0, TY * TX * G) % G * LX
+    frame = ((lower_y, fraction_y, frame_y, H), (lower_x, fraction_x, lane_x, W))
+    lanes, inverse = mix(site, frame, KH, KW, SY, LX, NORMALIZE, BY_WEIGHT)
+    mixture = join_lanes(lanes, SY, G)
+    line = (n * h + frame_y) * w
+    source += line * C
+    own_merged = sum_lanes(own_logit(source, frame_y, lane_x, h, w, C, lanes, site[3], SY, LX), G)
+    slots = frame_pixels(frame_y, frame_x, h, w, SY, SX)
+    spoiled, holes = find_spoiled(tl.load(bad + line + slots), mixture)
+
+    row, col = tile_pixels(tile_y, tile_x, TY, TX, 1)
+    pixel = n * H * W + lane_offset(row, col, W, 1)
+    labels += pixel
+    own = load_own_labels(labels, row, col, H, W, 1)[0]
+    inside = is_inside(row, col, H, W)
+    pixels = (row, col, pixel, own, inside)
+    return pixels, labels, site, frame, mixture, inverse, own_merged, source, slots, spoiled, holes
 
 
 @kernel
@@ -101,31 +160,42 @@ def upsampled_loss_fwd_kernel(
     BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    G: tl.constexpr = SY * SX // 16
-    LX: tl.constexpr = SX // G
-    n, tile_y, tile_x, frame_y, frame_x = place_tile(tl.program_id(0), 0, tl.cdiv(H, TY), W, base_y, base_x, TX)
-    site = tile_site(labels, rstd, window, n, tile_y, tile_x, H, W, TY, TX, G, NORMALIZE)
-    lane_x = frame_x + tl.arange(0, TY * TX * G) % G * LX
-    frame = ((lower_y, fraction_y, frame_y, H), (lower_x, fraction_x, lane_x, W))
-    lanes, _ = mix(site, frame, KH, KW, SY, LX, NORMALIZE, BY_WEIGHT)
-    mixture = join_lanes(lanes, SY, G)
-    line = (n * h + frame_y) * w
-    source += line * C
-    own_merged = sum_lanes(own_logit(source, frame_y, lane_x, h, w, C, lanes, site[3], SY, LX), G)
-    pixels = frame_pixels(frame_y, frame_x, h, w, SY, SX)
-    spoiled, _holes = find_spoiled(tl.load(bad + line + pixels), mixture)
-
-    row, col = tile_pixels(tile_y, tile_x, TY, TX, 1)
-    pixel = n * H * W + lane_offset(row, col, W, 1)
-    labels += pixel
-    own = load_own_labels(labels, row, col, H, W, 1)[0]
-    inside = is_inside(row, col, H, W)
+    pixels, labels, _site, _frame, mixture, _inverse, own_merged, source, slots, spoiled, _holes = mix_tile(
+        tl.program_id(0),
+        0,
+        tl.cdiv(H, TY),
+        source,
+        bad,
+        labels,
+        rstd,
+        window,
+        lower_y,
+        fraction_y,
+        base_y,
+        lower_x,
+        fraction_x,
+        base_x,
+        h,
+        w,
+        H,
+        W,
+        C,
+        KH,
+        KW,
+        TY,
+        TX,
+        SY,
+        SX,
+        NORMALIZE,
+        BY_WEIGHT,
+    )
+    row, col, pixel, own, inside = pixels
     highest = own_merged
     others = tl.zeros_like(own_merged)
     drift = tl.zeros_like(own_merged)
     for c0 in range(0, C, CLASSES):
         c = c0 + tl.arange(0, CLASSES)
-        merged = tl.dot(mixture, load_source(source, pixels, c, C), input_precision=PRECISION)
+        merged = tl.dot(mixture, load_source(source, slots, c, C), input_precision=PRECISION)
         difference = merged - own_merged[:, None]
         # without the own class, whose term is known, what is small keeps its digits
         counts = (c[None, :] < C) & (c[None, :] != own[:, None])
@@ -215,26 +285,37 @@ def upsampled_loss_bwd_kernel(
     PRECISION: tl.constexpr,
 ):
     """Of tiles_y rows of tiles, `[tiles, span_y span_x, C]`: A^T G; with NORMALIZE four more, the planes of T."""
-    G: tl.constexpr = SY * SX // 16
-    LX: tl.constexpr = SX // G
     tile = tl.program_id(0)
-    n, tile_y, tile_x, frame_y, frame_x = place_tile(tile, first_tile, tiles_y, W, base_y, base_x, TX)
-    site = tile_site(labels, rstd, window, n, tile_y, tile_x, H, W, TY, TX, G, NORMALIZE)
-    lane_x = frame_x + tl.arange(0, TY * TX * G) % G * LX
-    frame = ((lower_y, fraction_y, frame_y, H), (lower_x, fraction_x, lane_x, W))
-    lanes, inverse = mix(site, frame, KH, KW, SY, LX, NORMALIZE, BY_WEIGHT)
-    mixture = join_lanes(lanes, SY, G)
-    line = (n * h + frame_y) * w
-    source += line * C
-    own_merged = sum_lanes(own_logit(source, frame_y, lane_x, h, w, C, lanes, site[3], SY, LX), G)
-    pixels = frame_pixels(frame_y, frame_x, h, w, SY, SX)
-    spoiled, holes = find_spoiled(tl.load(bad + line + pixels), mixture)
-
-    row, col = tile_pixels(tile_y, tile_x, TY, TX, 1)
-    pixel = n * H * W + lane_offset(row, col, W, 1)
-    labels += pixel
-    own = load_own_labels(labels, row, col, H, W, 1)[0]
-    inside = is_inside(row, col, H, W)
+    pixels, _labels, site, frame, mixture, inverse, own_merged, source, slots, spoiled, holes = mix_tile(
+        tile,
+        first_tile,
+        tiles_y,
+        source,
+        bad,
+        labels,
+        rstd,
+        window,
+        lower_y,
+        fraction_y,
+        base_y,
+        lower_x,
+        fraction_x,
+        base_x,
+        h,
+        w,
+        H,
+        W,
+        C,
+        KH,
+        KW,
+        TY,
+        TX,
+        SY,
+        SX,
+        NORMALIZE,
+        BY_WEIGHT,
+    )
+    row, col, pixel, own, inside = pixels
     others = tl.load(total + pixel, mask=inside, other=0.0)
     highest = own_merged
     lead = tl.zeros_like(own_merged)
@@ -267,7 +348,7 @@ def upsampled_loss_bwd_kernel(
     slope = tl.zeros_like(mixture)
     for c0 in range(0, C, CLASSES):
         c = c0 + tl.arange(0, CLASSES)
-        x = load_source(source, pixels, c, C)
+        x = load_source(source, slots, c, C)
         merged = tl.dot(mixture, x, input_precision=PRECISION) - highest[:, None]
         g = factor[:, None] * (tl.exp2(merged * LOG2E) if BOUNDED else tl.exp(merged))
         if SMOOTHING:
@@ -286,7 +367,8 @@ def upsampled_loss_bwd_kernel(
             mask=kept[:, None] & (c[None, :] < C),
         )
     if NORMALIZE:
-        slopes = variance_slopes(slope, inverse / C, site, frame, KH, KW, SY, LX, G)
+        G: tl.constexpr = SY * SX // 16
+        slopes = variance_slopes(slope, inverse / C, site, frame, KH, KW, SY, SX // G, G)
         k = tl.arange(0, 4 * SY * SX)
         row = k // (2 * SX)
         col = k % (2 * SX)
