@@ -1,0 +1,114 @@
+"""What training with the losses came to: learning curves, and IoU by class."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lal_triton.benchmarks.training.report import TABLE_1, TABLE_2, Score, score, score_of
+from lal_triton.plots import masks
+from lal_triton.plots.style import caption_of, tidy
+
+Results = dict[str, Any]
+
+COLOURS = {  # of the palette of Okabe and Ito, which colour-blind readers can tell apart
+    "ce": "#000000",
+    "center": "#999999",
+    "focal": "#CC79A7",
+    "lal3": "#56B4E9",
+    "lal5": "#0072B2",
+    "lal7": "#009E73",
+    "max-pooling": "#D55E00",
+    "lal5-p1": "#E69F00",
+    "lal5-p2": "#D55E00",
+    "lal5-p5": "#009E73",
+}
+LINES = {"center": "--", "focal": ":", "max-pooling": "-.", "lal5-p1": "--", "lal5-p2": ":", "lal5-p5": "-."}
+
+
+def draw(results: Path, output: Path) -> list[Path]:
+    """Writes the plots of a results file of `lal-triton train`, and of the masks.npz beside it if there is one."""
+    try:
+        data = json.loads(Path(results).read_text())
+        figures = {"curves": draw_curves(data), "classes": draw_classes(data)}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{results} is not a results file of `lal-triton train`") from None
+    arrays = Path(results).with_name("masks.npz")
+    if arrays.exists():
+        with np.load(arrays) as loaded:
+            figures |= {"masks": masks.draw_masks(data, loaded), "gradients": masks.draw_gradients(data, loaded)}
+    output.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in figures.items():
+        written.append(output / f"training_{data['task']}_{name}.png")
+        figure.savefig(written[-1], dpi=110)
+    return written
+
+
+def draw_curves(results: Results) -> Figure:
+    """Held-out mIoU against the iteration, for the losses of both tables."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, table, title in zip(panels, (TABLE_2, TABLE_1), ("Losses", "Exponent p of LAL's pooling"), strict=True):
+        for loss in table.paper:
+            draw_curve(axes, results, loss)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("iteration")
+        axes.legend(frameon=False, fontsize=8, loc="lower right", handlelength=3)
+        tidy(axes)
+    panels[0].set_ylabel("mIoU on what is held out, per cent")
+    figure.suptitle(f"Learning curves, task {results['task']}", fontweight="bold", fontsize=11)
+    text = f"lines: mean over {seeds(results)} seeds, bands: ± standard deviation"
+    figure.supxlabel(caption_of(text, results["environment"]), fontsize=7.5, color="#555555")
+    return figure
+
+
+def draw_curve(axes: Axes, results: Results, loss: str) -> None:
+    curves = [run["curve"] for run in results["runs"] if run["loss"] == loss]
+    if not curves:
+        return
+    scores = [score([point["miou"] for point in points]) for points in zip(*curves, strict=True)]
+    iterations = [point["iteration"] for point in curves[0]]
+    middle = np.array([found.mean for found in scores])
+    spread = np.array([found.spread or 0 for found in scores])
+    colour = COLOURS[loss]
+    axes.plot(iterations, middle, label=results["titles"][loss], color=colour, linestyle=LINES.get(loss, "-"))
+    axes.fill_between(iterations, middle - spread, middle + spread, color=colour, alpha=0.12, linewidth=0)
+
+
+def draw_classes(results: Results) -> Figure:
+    """IoU of every class and their mean, a bar per loss."""
+    losses = [loss for loss in TABLE_2.paper if score_of(results, loss)]
+    groups = ["mean", *results["class_names"]]
+    figure = Figure(figsize=(max(8, 1.5 + 0.13 * len(losses) * len(groups)), 4.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.84 / max(1, len(losses))
+    for place, loss in enumerate(losses):
+        found = [score_of(results, loss, index) for index in (None, *range(len(results["class_names"])))]
+        draw_bars(axes, found, place * width - 0.42 + width / 2, width, COLOURS[loss], results["titles"][loss])
+    axes.axvline(0.5, color="#999999", linewidth=0.8)
+    axes.set_xticks(range(len(groups)), groups, rotation=0 if len(groups) < 15 else 45)
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("IoU on what is held out, per cent")
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    tidy(axes, axis="y")
+    figure.suptitle(f"IoU by class, task {results['task']}", fontweight="bold", fontsize=11)
+    text = f"bars: mean over {seeds(results)} seeds, whiskers: ± standard deviation"
+    figure.supxlabel(caption_of(text, results["environment"]), fontsize=7.5, color="#555555")
+    return figure
+
+
+def draw_bars(axes: Axes, scores: list[Score | None], offset: float, width: float, colour: str, title: str) -> None:
+    places = [place + offset for place, found in enumerate(scores) if found]
+    found = [found for found in scores if found]
+    whiskers = [one.spread or 0 for one in found]
+    heights = [one.mean for one in found]
+    axes.bar(places, heights, 0.9 * width, yerr=whiskers, color=colour, label=title, ecolor="#888888", capsize=1.5)
+
+
+def seeds(results: Results) -> int:
+    return len({run["seed"] for run in results["runs"]})

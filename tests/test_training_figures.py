@@ -1,0 +1,147 @@
+"""Tables and figures of the training benchmark, from results that are made up."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL")
+pytest.importorskip("matplotlib")
+
+from PIL import Image
+
+from lal_triton.benchmarks.training import report
+from lal_triton.plots import masks, training
+
+CLASS_NAMES = ["background", "cell", "rim"]
+LOSSES = list(dict.fromkeys([*report.TABLE_2.paper, *report.TABLE_1.paper]))
+
+
+def make_run(loss, seed, miou):
+    curve = [{"iteration": iteration, "miou": miou * iteration / 30} for iteration in (10, 20, 30)]
+    iou = [miou + 0.1, miou, None if loss == "focal" else miou - 0.1]
+    return {"task": "cells", "loss": loss, "seed": seed, "miou": miou, "iou": iou, "curve": curve}
+
+
+def make_results(losses=LOSSES, seeds=(0, 1, 2), task="cells"):
+    environment = {"device": "a CPU", "device_type": "cpu", "torch_threads": 2, "torch": "2.8", "date": "today"}
+    runs = [make_run(loss, s, 0.5 + 0.02 * s + 0.01 * place) for place, loss in enumerate(losses) for s in seeds]
+    return {
+        "environment": environment,
+        "task": task,
+        "class_names": CLASS_NAMES,
+        "recipe": {"iterations": 30},
+        "titles": {loss: f"the loss {loss}" for loss in LOSSES},
+        "shown_seed": seeds[0] if seeds else None,
+        "runs": runs,
+    }
+
+
+def make_arrays(rows=2, height=20, width=30):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=(height, width), dtype=np.uint8)
+    labels[3] = 255
+    arrays = {f"{name}_{row}": labels for name in ("truth", "ce", "center", "focal", "lal5") for row in range(rows)}
+    image = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+    arrays |= {f"image_{row}": image for row in range(rows)} | {"zoom_image": image}
+    arrays |= {"zoom_truth": labels, "zoom_prediction": labels}
+    maps = ("loss_ce", "loss_lal", "gradient_ce", "gradient_lal_p1", "gradient_lal")
+    return arrays | {f"zoom_{name}": rng.random((height, width)) for name in maps}
+
+
+# ---- tables
+
+
+def test_scores_are_means_and_standard_deviations_over_seeds():
+    found = report.score([0.50, 0.52, 0.54])
+    assert found.mean == pytest.approx(52)
+    assert found.spread == pytest.approx(2)  # of n - 1
+    assert str(found) == "52.0 ± 2.0"
+    assert str(report.score([0.5])) == "50.0"
+
+
+def test_a_row_per_loss_with_the_iou_of_every_class():
+    lines = report.format_table(report.TABLE_2, make_results()).splitlines()
+    assert lines[2] == "| loss | mIoU | seeds | background | cell | rim |"
+    assert lines[4] == "| the loss ce | 52.0 ± 2.0 | 3 | 62.0 ± 2.0 | 52.0 ± 2.0 | 42.0 ± 2.0 |"
+    assert lines[6] == "| the loss focal | 54.0 ± 2.0 | 3 | 64.0 ± 2.0 | 54.0 ± 2.0 |  |"
+    assert len(lines) == 4 + len(report.TABLE_2.paper)
+
+
+def test_the_papers_numbers_stand_beside_those_of_voc_alone():
+    assert "76.1" not in report.format_tables(make_results())
+    text = report.format_table(report.TABLE_2, make_results(losses=["ce"], task="voc"))
+    assert "| the loss ce | 74.6 | 52.0 ± 2.0 | 3 |" in text
+    assert "| the loss lal5 | 76.1 | not measured | 0 |" in text
+    assert "20,000 iterations" in text
+
+
+def test_differences_are_told_as_they_are():
+    close = report.difference(report.Score(50.5, 1.0, 3), report.Score(50.0, 1.0, 3))
+    assert close == "0.5 points above, not more than twice the standard error of the difference (0.8)"
+    worse = report.difference(report.Score(40.0, 1.0, 3), report.Score(50.0, 1.0, 3))
+    assert worse == "10.0 points below, more than twice the standard error of the difference (0.8)"
+    assert "of one seed" in report.difference(report.Score(51.0, None, 1), report.Score(50.0, 1.0, 3))
+
+
+def test_no_comparison_without_cross_entropy():
+    assert report.comparisons(make_results(losses=["lal5", "focal"])) == []
+    assert len(report.comparisons(make_results())) == 2 + len(LOSSES) - 1
+
+
+# ---- figures
+
+
+def test_the_colours_are_those_of_voc():
+    expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
+    palette = masks.palette(21)
+    np.testing.assert_array_equal(palette[:7], expected)
+    np.testing.assert_array_equal(palette[[8, 15, 20]], [(64, 0, 0), (192, 128, 128), (0, 64, 128)])
+    np.testing.assert_array_equal(masks.colour(np.array([[1, 255]]), 21), [[(128, 0, 0), (224, 224, 192)]])
+
+
+@pytest.mark.parametrize("losses", [LOSSES, ["ce", "lal5"]])
+def test_every_figure_is_written_and_shows_something(tmp_path, losses):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(make_results(losses)))
+    np.savez_compressed(tmp_path / "masks.npz", **make_arrays())
+    written = training.draw(path, tmp_path / "figures")
+    names = {"curves", "classes", "masks", "gradients"}
+    assert {file.name for file in written} == {f"training_cells_{name}.png" for name in names}
+    for file in written:
+        pixels = np.asarray(Image.open(file).convert("L"))
+        assert pixels.std() > 10
+
+
+def test_figures_without_masks_and_with_one_seed(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(make_results(seeds=(4,))))
+    assert [file.name for file in training.draw(path, tmp_path)] == [
+        "training_cells_curves.png",
+        "training_cells_classes.png",
+    ]
+
+
+def test_rows_of_different_sizes_are_drawn():
+    arrays = make_arrays(rows=1) | {
+        name.replace("_0", "_1"): array for name, array in make_arrays(rows=1, height=40).items() if "_0" in name
+    }
+    figure = masks.draw_masks(make_results(), arrays)
+    assert len(figure.axes) == 12
+
+
+def test_maps_that_are_compared_share_their_scale():
+    figure = masks.draw_gradients(make_results(), make_arrays())
+    limits = {axes.get_title(): axes.images[0].get_clim() for axes in figure.axes if axes.get_title()}
+    losses = [limit for title, limit in limits.items() if "of each pixel" in title]
+    gradients = [limit for title, limit in limits.items() if title.startswith("gradient")]
+    assert len(set(losses)) == len(set(gradients)) == 1
+    assert (len(losses), len(gradients)) == (2, 3)
+
+
+@pytest.mark.parametrize("text", ["{}", "not json", "[]"])
+def test_other_files_are_refused_by_name(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json is not a results file of `lal-triton train`"):
+        training.draw(path, tmp_path)
