@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
-from lal_triton import pooling, reference, triton_ops, validation
+from lal_triton import max_pooling, pooling, reference, triton_ops, validation
 from lal_triton.dispatch import backend_for
-from lal_triton.labels import encode_labels
+from lal_triton.labels import centre_mask, encode_labels
 from lal_triton.options import KernelSize, LocalLoss, Pooling, Window, loss_dtype, make_options
 
 
@@ -76,15 +76,21 @@ def locally_adaptive_loss(
             "mean", "sum" and "none" it acts as in F.cross_entropy.
         pixel_weight: `[N, H, W]`.
         label_smoothing: in [0, 1), as in F.cross_entropy; not with the focal cost.
-        reduction: "minkowski" | "mean" | "sum" | "none"; "mean" and "sum" are over the batch, "none" is the map
-            `[N, ceil(H / stride), ceil(W / stride)]`, 0 at void. ("max_pooling" is not implemented yet.)
+        reduction: "minkowski" | "max_pooling" | "mean" | "sum" | "none"; "mean" and "sum" are over the batch, "none" is
+            the map `[N, ceil(H / stride), ceil(W / stride)]`, 0 at void. "max_pooling" is loss max-pooling (Bulo et
+            al., arXiv 1704.02966), which weighs the pixels of an image so that its loss is largest under two bounds on
+            the weights; class and pixel weights multiply the losses before, and the gradient holds its weights fixed.
         p: Minkowski exponent in [1, inf).
-        pool: "image", or "batch" to pool the pixels of all images at once.
-        pooling_ratio, pooling_norm: of "max_pooling".
+        pool: of "minkowski" and "max_pooling": "image", or "batch" to pool the pixels of all images at once.
+        pooling_ratio: of "max_pooling", in (0, 1]: the share of the pixels that at least have to carry the loss.
+        pooling_norm: of "max_pooling", > 1: which norm of the weights is bounded; towards infinity it is the mean.
         ignore_index: the void label; it takes no part in any window.
         upsample: "bilinear" interpolates logits of another size than the target's, None refuses them.
         align_corners: of that interpolation, as in F.interpolate.
-        process_group: not implemented yet.
+        process_group: a torch.distributed group over whose ranks' batches, of any sizes, the loss is pooled. Every rank
+            returns the loss of the global batch, and the sum over the ranks of the gradients is that of one process
+            that holds it: DistributedDataParallel averages them, so multiply the loss by the number of ranks there.
+            No part of "none"; "max_pooling" needs pool="image" with it.
         backend: "auto" (Triton on a GPU, else torch), "torch", "triton" (raises where it cannot run), or "reference"
             (plain differentiable torch, slow, for checking).
 
@@ -114,6 +120,8 @@ def locally_adaptive_loss(
         reduction=reduction,
         p=p,
         pool=pool,
+        pooling_ratio=pooling_ratio,
+        pooling_norm=pooling_norm,
         upsample=upsample,
         process_group=process_group,
         backend=backend,
@@ -231,19 +239,21 @@ def evaluate(
     reduction: str,
     p: float = 1.0,
     pool: str = "image",
+    pooling_ratio: float = 0.25,
+    pooling_norm: float = 1.7,
     upsample: str | None,
     process_group: Any,
     backend: str,
 ) -> Tensor:
     """What every loss of the package does once its options are a record: check, weigh, evaluate, pool."""
-    request = (options, ignore_index, reduction, p, pool, upsample, process_group, backend)
+    request = (options, ignore_index, reduction, p, pool, pooling_ratio, pooling_norm, upsample, process_group, backend)
     value = triton_ops.repeat(logits, target, weight, pixel_weight, request)
     if value is not None:
         return _at_centres(value, options) if reduction == "none" else value
 
     p = validation.check_number("p", p, low=1)
     validation.check_integer("ignore_index", ignore_index)
-    validation.check_pooling(reduction, pool, process_group)
+    validation.check_pooling(reduction, pool, pooling_ratio, pooling_norm, process_group)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, upsample)
     _warn_of_two_classes(logits, options)
@@ -253,7 +263,7 @@ def evaluate(
 
     if reduction != "minkowski":
         p = 1.0
-    if backend == "triton":
+    if backend == "triton" and reduction != "max_pooling" and process_group is None:
         batch_pooling = Pooling(pool if reduction == "minkowski" else reduction, p, ignore_index)
         repeatable = request if logits is whole else None
         value = triton_ops.pooled_loss(logits, target, weight, pixel_weight, options, batch_pooling, repeatable)
@@ -276,19 +286,27 @@ def evaluate(
     if reduction != "minkowski" and weight is not None and options.label_smoothing > 0:
         class_weight, omega = weight.detach(), prepare(None)[1]  # the weights stand inside the cost's two terms
 
-    if backend == "torch" and reduction != "none" and logits.requires_grad and torch.is_grad_enabled():
+    pooled_by_norm = reduction not in ("none", "max_pooling")
+    if backend == "torch" and pooled_by_norm and logits.requires_grad and torch.is_grad_enabled():
         norms = torch.ops.lal_triton.power_norms(logits, labels, class_weight, omega, p, *options)[0]
-        return pooling.pool_norms(norms, mass, reduction, p, pool)
+        return pooling.pool_norms(norms, mass, reduction, p, pool, process_group)
 
-    local_loss = reference.local_loss if backend == "reference" else _local_loss
-    losses = local_loss(logits, labels, class_weight, options)
+    if backend == "triton":
+        losses = triton_ops.local_loss(logits, target, class_weight, options, ignore_index)
+    elif backend == "torch":
+        losses = torch.ops.lal_triton.local_loss(logits, labels, class_weight, *options)
+    else:
+        losses = reference.local_loss(logits, labels, class_weight, options)
+    if pooled_by_norm:
+        norms = pooling.power_norm(losses, omega, p)
+        return pooling.pool_norms(norms, mass, reduction, p, pool, process_group)
+    losses = losses * omega
     if reduction == "none":
-        return _at_centres(losses * omega, options)
-    return pooling.pool_norms(pooling.power_norm(losses, omega, p), mass, reduction, p, pool)
-
-
-def _local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, options: LocalLoss) -> Tensor:
-    return torch.ops.lal_triton.local_loss(logits, labels, weight, *options)
+        return _at_centres(losses, options)
+    images = len(mass) if pool == "image" else 1
+    valid = centre_mask(labels, options.stride).view(images, -1)
+    maxima = max_pooling.max_pool(losses.view(images, -1), valid, pooling_ratio, pooling_norm)
+    return pooling.mean_over_images(maxima, mass.view(images, -1).sum(1) > 0, process_group)
 
 
 def _at_centres(losses: Tensor, options: LocalLoss) -> Tensor:

@@ -17,7 +17,13 @@ class _Loss(nn.Module):
         super().__init__()
         validation.check_weight(weight)
         validation.check_weight_values("weight", weight)
-        validation.check_pooling(pooled["reduction"], pooled.get("pool", "image"), pooled["process_group"])
+        validation.check_pooling(
+            pooled["reduction"],
+            pooled.get("pool", "image"),
+            pooled.get("pooling_ratio", 1.0),
+            pooled.get("pooling_norm", 2.0),
+            pooled["process_group"],
+        )
         validation.check_number("p", pooled.get("p", 1.0), low=1)
         validation.check_integer("ignore_index", pooled["ignore_index"])
         validation.check_choice("backend", pooled["backend"], validation.BACKENDS)
@@ -86,6 +92,8 @@ class LocallyAdaptiveLoss(_Loss):
             "reduction": reduction,
             "p": p,
             "pool": pool,
+            "pooling_ratio": pooling_ratio,
+            "pooling_norm": pooling_norm,
             "upsample": upsample,
             "process_group": process_group,
             "backend": backend,

@@ -2,10 +2,15 @@
 
 The weighted power norm R_n = (sum_p omega(p) L(p)^p)^(1/p) of each image is all that the reductions need: the
 Minkowski mean divides it by (sum omega)^(1/p), the mean is its p = 1, and norms of images combine into the norm of the
-batch. A norm is homogeneous, so that scaling by the largest loss keeps every power inside the floating-point range.
+batch, and those of ranks into that of the global batch. A norm is homogeneous, so that scaling by the largest loss
+keeps every power inside the floating-point range.
 """
 
+from typing import Any
+
 import torch
+
+from lal_triton import ranks
 
 
 def power_norm(losses: torch.Tensor, omega: torch.Tensor, p: float) -> torch.Tensor:
@@ -20,16 +25,30 @@ def power_norm(losses: torch.Tensor, omega: torch.Tensor, p: float) -> torch.Ten
     return torch.where(zero, 0, scale * torch.where(zero, 1, total) ** (1 / p))
 
 
-def pool_norms(norms: torch.Tensor, mass: torch.Tensor, reduction: str, p: float, pool: str) -> torch.Tensor:
-    """The pooled loss from each image's power norm and its mass sum(omega), both `[N]`; 0 where nothing is valid."""
-    if reduction == "sum":
-        return norms.sum()
-    if reduction == "mean":
-        return norms.sum() / _or_one(mass.sum())
-    if pool == "batch":
-        return power_norm(norms[None], torch.ones_like(norms)[None], p).sum() / _or_one(mass.sum()) ** (1 / p)
-    return (norms / _or_one(mass) ** (1 / p)).sum() / _or_one((mass > 0).sum())
+def pool_norms(
+    norms: torch.Tensor, mass: torch.Tensor, reduction: str, p: float, pool: str, process_group: Any
+) -> torch.Tensor:
+    """The pooled loss from each image's power norm and its mass sum(omega), both `[N]`; 0 where nothing is valid.
+
+    With a group over the images of all its ranks, with the gradient of this rank's.
+    """
+    if reduction == "minkowski" and pool == "image":
+        return mean_over_images(norms / or_one(mass) ** (1 / p), mass > 0, process_group)
+    norm, total = _norm_of(norms, p), mass.sum()
+    if process_group is not None:
+        of_ranks = ranks.gather(torch.stack([norm, total]), process_group)
+        norm, total = _norm_of(of_ranks[:, 0], p), of_ranks[:, 1].sum()
+    return norm if reduction == "sum" else norm / or_one(total) ** (1 / p)
 
 
-def _or_one(divisor: torch.Tensor) -> torch.Tensor:
+def mean_over_images(losses: torch.Tensor, counts: torch.Tensor, process_group: Any) -> torch.Tensor:
+    """The mean of the images' losses `[N]` over those that count (`[N]`, bool; the loss of others is 0)."""
+    return pool_norms(losses, counts.to(losses.dtype), "mean", 1.0, "batch", process_group)
+
+
+def or_one(divisor: torch.Tensor) -> torch.Tensor:
     return torch.where(divisor == 0, 1, divisor)
+
+
+def _norm_of(norms: torch.Tensor, p: float) -> torch.Tensor:
+    return power_norm(norms[None], torch.ones_like(norms)[None], p)[0]

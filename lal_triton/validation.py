@@ -59,13 +59,25 @@ def check_window(values: Any, kernel_size: tuple[int, int]) -> None:
         raise ValueError(f"window has the centre {flat[len(flat) // 2]!r}, expected a positive weight")
 
 
-def check_pooling(reduction: str, pool: str, process_group: object) -> None:
+def check_pooling(
+    reduction: str, pool: str, pooling_ratio: float, pooling_norm: float, process_group: object
+) -> None:
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("pool", pool, ("image", "batch"))
-    if reduction == "max_pooling":
-        raise NotImplementedError('reduction="max_pooling" is not implemented yet')
-    if process_group is not None:
-        raise NotImplementedError("process_group is not implemented yet, expected None")
+    if check_number("pooling_ratio", pooling_ratio, low=0, strict=True) > 1:
+        raise ValueError(f"pooling_ratio is {pooling_ratio!r}, expected a number in (0, 1]")
+    check_number("pooling_norm", pooling_norm, low=1, strict=True)
+    check_process_group(process_group)
+    if process_group is not None and (reduction, pool) == ("max_pooling", "batch"):
+        raise ValueError(
+            'pool is "batch" with reduction="max_pooling" and a process_group, expected "image": the losses of one '
+            "rank cannot be weighed without those of the others"
+        )
+
+
+def check_process_group(process_group: object) -> None:
+    if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
+        raise TypeError(f"process_group is a {type(process_group).__name__}, expected a torch.distributed.ProcessGroup")
 
 
 def check_tensors(
