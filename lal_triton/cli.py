@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lal_triton.benchmarks import cases
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+EXTRAS = {  # and what they bring
+    "bench": ("matplotlib", "PIL"),
+    "train": ("lightning_fabric", "monai", "sklearn", "torchmetrics", "transformers"),
+}
 SWEEP = {  # by --upsample and --quick
     (False, False): (65, 129, 513),
     (False, True): (65, 129),
@@ -37,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in ("matplotlib", "PIL"):
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
             raise
-        message = f'{package} is missing, install it by: pip install "lal_triton[bench]"'
+        message = f'{package} is missing, install it by: pip install "lal_triton[{extra}]"'
     except (OSError, ValueError) as error:
         message = str(error)
     print(f"lal-triton: error: {message}", file=sys.stderr)
@@ -80,6 +85,32 @@ def make_parser() -> argparse.ArgumentParser:
     plot.add_argument("results", type=Path, help="a results.json of `lal-triton bench`")
     plot.add_argument("--output", type=Path, help="folder for the plots (default: that of the results)")
     plot.set_defaults(run=run_plot)
+
+    train = commands.add_parser("train", help="train a network with each of the losses, and compare what they reach")
+    train.add_argument(
+        "--data",
+        choices=("nuclei", "digits", "voc"),
+        help="nuclei: the shipped image, minutes on a CPU (default); digits: scenes of scikit-learn's; voc: with --voc",
+    )
+    train.add_argument("--voc", type=Path, help="PASCAL VOC 2012 with SBD: its folder VOC2012, or the VOCdevkit")
+    train.add_argument(
+        "--backbone",
+        default="microsoft/resnet-101",
+        help="of VOC's network: a file of weights, a name on the hub (microsoft/resnet-101), or none",
+    )
+    train.add_argument(
+        "--head", choices=("bilinear", "deconv"), default="bilinear", help="of VOC's network: what upsamples the logits"
+    )
+    train.add_argument("--loss", nargs="+", metavar="NAME", help="default: all; the README lists them")
+    train.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with voc 0")
+    train.add_argument("--iterations", type=_positive, help="default: the recipe's (VOC: 20,000)")
+    train.add_argument("--batch-size", type=_positive, help="over all processes; default: the recipe's (VOC: 2)")
+    train.add_argument(
+        "--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true", help="default: 32-true"
+    )
+    train.add_argument("--workers", type=int, default=0, help="processes that load images, for each GPU; default: 0")
+    train.add_argument("--output", type=Path, default=Path("train_results"), help="folder to write (train_results)")
+    train.set_defaults(run=run_train)
 
     tune = commands.add_parser("tune", help="find the fastest launch configurations on this GPU and keep them")
     tune.add_argument("--kernel-size", nargs="+", type=int, help="default: 3 5 7; with --dry-run 3")
@@ -203,6 +234,12 @@ def run_plot(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     print("wrote", *draw(arguments.results, output), sep="\n  ")
     return 0
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    from lal_triton.benchmarks.training import launch
+
+    return launch.run(arguments)
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
