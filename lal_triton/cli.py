@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.set_defaults(run=run_bench)
 
     plot = commands.add_parser("plot", help="draw the plots of a results file")
-    plot.add_argument("results", type=Path, help="a results.json of `lal-triton bench`")
+    plot.add_argument("results", type=Path, help="a results.json of `lal-triton bench` or `lal-triton train`")
     plot.add_argument("--output", type=Path, help="folder for the plots (default: that of the results)")
     plot.set_defaults(run=run_plot)
 
