@@ -1,6 +1,7 @@
 """Handwritten digits on photographs, both shipped with scikit-learn, as a task of eleven classes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,8 +11,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 from lal_triton.benchmarks.scenes import VOID
-from lal_triton.benchmarks.training.recipe import Recipe
-from lal_triton.benchmarks.training.small_network import SmallNetwork
+from lal_triton.benchmarks.training.small_network import RECIPE, SmallNetwork
 from lal_triton.benchmarks.training.task import Example, Task
 
 CLASS_NAMES = ("background", *(str(digit) for digit in range(10)))
@@ -20,14 +20,13 @@ CELLS, CELL = 4, 18  # cells of a scene along each side, and their side in pixel
 SIZES = (14, 18)  # least and greatest side of a digit, which is 8 pixels in the data
 DIMMED = 0.5  # brightness of the photographs, on which the digits are bright
 INK, RIM = 0.5, 0.25  # coverage by ink from which a pixel is the digit's, and from which it is void
-RECIPE = Recipe(iterations=400, batch_size=2, crop_size=CELLS * CELL, scales=(1.0, 1.0), flip=False)
 
 
 def make_task(training_scenes: int = 200, evaluation_scenes: int = 40) -> Task:
     """Digits and parts of photographs in the training scenes are in none of the evaluation."""
     digits, labels = load_digits(return_X_y=True)
     inks = torch.from_numpy(digits).float().view(-1, 8, 8) / 16
-    photographs = [torch.from_numpy(photograph).permute(2, 0, 1) / 255 for photograph in load_sample_images().images]
+    photographs = [torch.tensor(photograph).permute(2, 0, 1) / 255 for photograph in load_sample_images().images]
     halves = zip(*(photograph.chunk(2, dim=2) for photograph in photographs), strict=True)
     parts = zip((slice(SPLIT), slice(SPLIT, None)), halves, (training_scenes, evaluation_scenes), strict=True)
     training, evaluation = (
@@ -35,7 +34,8 @@ def make_task(training_scenes: int = 200, evaluation_scenes: int = 40) -> Task:
     )
     pixels = torch.stack([example.image for example in training])
     make_network = partial(SmallNetwork, len(CLASS_NAMES), pixels.mean().item(), pixels.std().item())
-    return Task("digits", CLASS_NAMES, training, evaluation, make_network, RECIPE)
+    recipe = replace(RECIPE, iterations=600, crop_size=CELLS * CELL, scales=(1.0, 1.0), flip=False, evaluate_every=60)
+    return Task("digits", CLASS_NAMES, training, evaluation, make_network, recipe)
 
 
 def make_scene(inks: Tensor, labels: np.ndarray, photographs: Sequence[Tensor], seed: int) -> Example:

@@ -7,30 +7,28 @@ import torch
 from PIL import Image
 
 from lal_triton.benchmarks.scenes import NUCLEI, VOID, outline
-from lal_triton.benchmarks.training.recipe import Recipe
-from lal_triton.benchmarks.training.small_network import SmallNetwork
+from lal_triton.benchmarks.training.small_network import RECIPE, SmallNetwork
 from lal_triton.benchmarks.training.task import Example, Task
 
 CLASS_NAMES = ("background", "nucleus", "boundary")
 SPLIT = 320  # columns to the left of it are for training, the others are held out
-HELD_OUT = 128  # rows of each example that is held out
-RECIPE = Recipe(iterations=300, batch_size=2, crop_size=96, scales=(0.8, 1.25), flip=True)
+HEIGHT = 128  # rows of an example
 
 
 def make_task() -> Task:
-    """Training on 512 x 320 pixels, evaluation on four images of the remaining 512 x 192."""
+    """Training on four images of 128 x 320 pixels, evaluation on four of 128 x 192."""
     image = np.asarray(Image.open(NUCLEI / "image.png").convert("RGB"), dtype=np.float32) / 255
     instances = np.asarray(Image.open(NUCLEI / "instances.png"), dtype=np.int64)
-    pixels, target = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label(instances))
-    left = Example("left", pixels[:, :, :SPLIT], target[:, :SPLIT])
-    right = [
-        Example(
-            f"right, rows from {top}", pixels[:, top : top + HELD_OUT, SPLIT:], target[top : top + HELD_OUT, SPLIT:]
-        )
-        for top in range(0, len(target), HELD_OUT)
-    ]
-    make_network = partial(SmallNetwork, len(CLASS_NAMES), left.image.mean().item(), left.image.std().item())
-    return Task("nuclei", CLASS_NAMES, [left], right, make_network, RECIPE)
+    whole = Example("nuclei", torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label(instances)))
+    training, evaluation = cut(whole, slice(SPLIT)), cut(whole, slice(SPLIT, None))
+    pixels = torch.stack([example.image for example in training])
+    make_network = partial(SmallNetwork, len(CLASS_NAMES), pixels.mean().item(), pixels.std().item())
+    return Task("nuclei", CLASS_NAMES, training, evaluation, make_network, RECIPE)
+
+
+def cut(whole: Example, columns: slice) -> list[Example]:
+    rows = [slice(top, top + HEIGHT) for top in range(0, len(whole.target), HEIGHT)]
+    return [Example(f"rows from {r.start}", whole.image[:, r, columns], whole.target[r, columns]) for r in rows]
 
 
 def label(instances: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def zoom_in(examples: Sequence[Example], network: nn.Module) -> dict[str, np.nda
     device = next(network.parameters()).device
     with torch.no_grad():
         logits = network(example.image[None].to(device)).logits.float().cpu()
-    logits = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
+        logits = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
     maps = {
         "image": torch.from_numpy(to_bytes(example.image)),
         "truth": example.target.to(torch.uint8),

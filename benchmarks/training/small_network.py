@@ -6,8 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lal_triton.benchmarks.training.recipe import Recipe
 from lal_triton.benchmarks.training.task import Output
 
+RECIPE = Recipe(  # rate and optimiser were chosen on cross-entropy alone; Adam's steps do not grow with a loss's scale
+    iterations=300,
+    crop_size=96,
+    scales=(0.8, 1.25),
+    optimizer="adam",
+    learning_rate=0.005,
+    weight_decay=0.0,
+    evaluate_every=30,
+)
 WIDTHS = (32, 64)  # at strides 2 and 4
 GROUPS = 8  # of the group normalisation, which needs no batch
 
