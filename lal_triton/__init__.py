@@ -6,13 +6,21 @@ Importing needs torch and numpy only; Triton is imported when a kernel is first 
 from typing import TYPE_CHECKING, Any
 
 from lal_triton import functional
-from lal_triton.modules import CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss
+from lal_triton.modules import CenterLoss, CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss
 
 if TYPE_CHECKING:
     from lal_triton.tuning import tune
 
 __version__ = "0.1.0"
-__all__ = ["CrossEntropyLoss", "FocalLoss", "LocallyAdaptiveLoss", "__version__", "functional", "tune"]
+__all__ = [
+    "CenterLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "LocallyAdaptiveLoss",
+    "__version__",
+    "functional",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

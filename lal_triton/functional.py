@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
-from lal_triton import max_pooling, pooling, reference, triton_ops, validation
+from lal_triton import center, max_pooling, pooling, reference, triton_ops, validation
 from lal_triton.dispatch import backend_for
 from lal_triton.labels import centre_mask, encode_labels
 from lal_triton.options import KernelSize, LocalLoss, Pooling, Window, loss_dtype, make_options
@@ -194,6 +194,25 @@ def focal_loss(
         process_group=process_group,
         backend=backend,
     )
+
+
+def center_loss(
+    features: Tensor, target: Tensor, centers: Tensor, *, ignore_index: int = 255, process_group: Any = None
+) -> Tensor:
+    """Center loss (Wen et al., ECCV 2016) over dense features: the mean of |x - c_y|^2 / 2 over the valid pixels.
+
+    Args:
+        features: `[N, D, H, W]` in float32, float16, bfloat16 or float64.
+        target: `[N, H, W]`, integer labels; resample them by their nearest neighbours to the size of the features.
+        centers: `[C, D]`, one centre a class. `CenterLoss` keeps and moves them.
+        ignore_index: the void label.
+        process_group: as in `locally_adaptive_loss`: the mean is over the pixels of all its ranks.
+
+    Returns:
+        A scalar, float32 (float64 for float64 features); 0 with a zero gradient where no pixel is valid.
+    """
+    validation.check_center(features, target, centers, ignore_index, process_group)
+    return center.evaluate(features, target, centers, ignore_index, process_group)[0]
 
 
 def merge(

@@ -1,10 +1,14 @@
-"""The losses as modules: the options of the functions as constructor arguments, checked once."""
+"""The losses as modules: the options of the functions as constructor arguments, checked once.
+
+A module with a `process_group` can neither be pickled nor deep-copied, since torch's groups cannot.
+"""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lal_triton import functional, validation
+from lal_triton import center, functional, validation
 from lal_triton.options import KernelSize, Window, make_options
 
 
@@ -152,3 +156,54 @@ class FocalLoss(_Loss):
             "backend": backend,
         }
         super().__init__(weight, local, pooled)
+
+
+class CenterLoss(nn.Module):
+    """`lambda_` x `functional.center_loss`, with centres that follow the features of their classes (Wen et al. 2016).
+
+    In training mode each forward moves the centre of a class with n_j pixels, after the loss is taken and without a
+    gradient, by the published c_j -= alpha sum_{y_i = j} (c_j - x_i) / (1 + n_j). `centers` `[C, D]`, float32, is a
+    buffer, saved in the `state_dict`, and starts at 0: for many pixels the first steps go the share `alpha` of the way
+    to the class's mean. With a `process_group` loss and centres are those of the pixels of all ranks. Add it to a
+    loss of the logits, as the paper does.
+
+    Raises:
+        TypeError, ValueError: as the functions; `alpha` and `lambda_` are finite and >= 0.
+    """
+
+    centers: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        alpha: float = 0.5,
+        lambda_: float = 3e-4,
+        *,
+        ignore_index: int = 255,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__()
+        validation.check_integer("num_classes", num_classes, low=1)
+        validation.check_integer("num_features", num_features, low=1)
+        validation.check_integer("ignore_index", ignore_index)
+        validation.check_process_group(process_group)
+        self.alpha = validation.check_number("alpha", alpha, low=0)
+        self.lambda_ = validation.check_number("lambda_", lambda_, low=0)
+        self.ignore_index = ignore_index
+        self.process_group = process_group
+        self.register_buffer("centers", torch.zeros(num_classes, num_features))
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        """The loss of `[N, D, H, W]` features and an integer target `[N, H, W]`."""
+        validation.check_center(features, target, self.centers, self.ignore_index, self.process_group)
+        loss, counts, sums = center.evaluate(features, target, self.centers, self.ignore_index, self.process_group)
+        if self.training:
+            with torch.no_grad():
+                self.centers += self.alpha * sums / (1 + counts[:, None])
+        return self.lambda_ * loss
+
+    def extra_repr(self) -> str:
+        num_classes, num_features = self.centers.shape
+        options = f"alpha={self.alpha}, lambda_={self.lambda_}, ignore_index={self.ignore_index}"
+        return f"{num_classes}, {num_features}, {options}"

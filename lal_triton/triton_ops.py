@@ -68,9 +68,7 @@ def pooled_loss(
     return _run(plan, logits, target, weight, pixel_weight)
 
 
-def local_loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None, options: LocalLoss, ignore_index: int
-) -> Tensor:
+def local_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: LocalLoss, ignore_index: int) -> Tensor:
     """The map of per-pixel losses `[N, H, W]`, with class weights inside the smoothed cost only."""
     return pooled_loss(logits, target, weight, None, options, Pooling("none", 1.0, ignore_index), None)
 

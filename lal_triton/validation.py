@@ -59,9 +59,7 @@ def check_window(values: Any, kernel_size: tuple[int, int]) -> None:
         raise ValueError(f"window has the centre {flat[len(flat) // 2]!r}, expected a positive weight")
 
 
-def check_pooling(
-    reduction: str, pool: str, pooling_ratio: float, pooling_norm: float, process_group: object
-) -> None:
+def check_pooling(reduction: str, pool: str, pooling_ratio: float, pooling_norm: float, process_group: object) -> None:
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("pool", pool, ("image", "batch"))
     if check_number("pooling_ratio", pooling_ratio, low=0, strict=True) > 1:
@@ -84,17 +82,36 @@ def check_tensors(
     logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, pixel_weight: torch.Tensor | None
 ) -> None:
     """Types, ranks, sizes, dtypes and devices: all that can be known without reading a value."""
-    for name, tensor in (("logits", logits), ("target", target)):
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
-    if logits.dim() != 4:
-        raise ValueError(f"logits has the shape {list(logits.shape)}, expected [N, C, H, W]")
-    if logits.dtype not in LOGIT_DTYPES:
-        raise TypeError(f"logits has the dtype {logits.dtype}, expected one of {_names(LOGIT_DTYPES)}")
-    if 0 in logits.shape:
-        raise ValueError(f"logits has the shape {list(logits.shape)}, expected no empty dimension")
-    if logits.shape[1] < 2:
-        raise ValueError(f"logits has C = {logits.shape[1]} classes, expected at least 2 (binary logits: stack [0, x])")
+    check_dense("logits", logits, 2)
+    check_target(target, logits, "logits")
+    check_weight(weight, logits.shape[1])
+    if pixel_weight is not None:
+        _check_real("pixel_weight", pixel_weight)
+        if pixel_weight.shape != target.shape:
+            raise ValueError(
+                f"pixel_weight has the shape {list(pixel_weight.shape)}, expected that of target, {list(target.shape)}"
+            )
+    check_devices(logits, "logits", target=target, weight=weight, pixel_weight=pixel_weight)
+
+
+def check_dense(name: str, planes: torch.Tensor, least: int) -> None:
+    """Logits, with at least two classes, or features: `[N, C, H, W]`, floating-point."""
+    _check_tensor(name, planes)
+    if planes.dim() != 4:
+        raise ValueError(f"{name} has the shape {list(planes.shape)}, expected [N, C, H, W]")
+    if planes.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"{name} has the dtype {planes.dtype}, expected one of {_names(LOGIT_DTYPES)}")
+    if 0 in planes.shape:
+        raise ValueError(f"{name} has the shape {list(planes.shape)}, expected no empty dimension")
+    if planes.shape[1] < least:
+        raise ValueError(
+            f"{name} has C = {planes.shape[1]} classes, expected at least {least} (binary logits: stack [0, x])"
+        )
+
+
+def check_target(target: torch.Tensor, planes: torch.Tensor, name: str) -> None:
+    """Of these logits or features."""
+    _check_tensor("target", target)
     if target.dim() != 3:
         squeeze = target.dim() == 4 and target.shape[1] == 1
         hint = "; pass target.squeeze(1)" if squeeze else ""
@@ -105,18 +122,34 @@ def check_tensors(
         raise ValueError(f"target has the shape {list(target.shape)}, expected no empty dimension")
     if target.shape[1] * target.shape[2] >= 2**31:
         raise ValueError(f"target has the shape {list(target.shape)}, expected fewer than 2^31 pixels in an image")
-    if target.shape[0] != logits.shape[0]:
-        raise ValueError(f"target has N = {target.shape[0]}, expected the N = {logits.shape[0]} of logits")
-    check_weight(weight, logits.shape[1])
-    if pixel_weight is not None:
-        _check_real("pixel_weight", pixel_weight)
-        if pixel_weight.shape != target.shape:
-            raise ValueError(
-                f"pixel_weight has the shape {list(pixel_weight.shape)}, expected that of target, {list(target.shape)}"
-            )
-    for name, other in (("target", target), ("weight", weight), ("pixel_weight", pixel_weight)):
-        if other is not None and other.device != logits.device:
-            raise ValueError(f"{name} is on {other.device}, expected the device of logits, {logits.device}")
+    if target.shape[0] != planes.shape[0]:
+        raise ValueError(f"target has N = {target.shape[0]}, expected the N = {planes.shape[0]} of {name}")
+
+
+def check_devices(planes: torch.Tensor, name: str, **others: torch.Tensor | None) -> None:
+    for other, tensor in others.items():
+        if tensor is not None and tensor.device != planes.device:
+            raise ValueError(f"{other} is on {tensor.device}, expected the device of {name}, {planes.device}")
+
+
+def check_center(
+    features: torch.Tensor, target: torch.Tensor, centers: torch.Tensor, ignore_index: int, process_group: object
+) -> None:
+    check_integer("ignore_index", ignore_index)
+    check_process_group(process_group)
+    _check_real("centers", centers)
+    if centers.dim() != 2 or 0 in centers.shape:
+        raise ValueError(f"centers has the shape {list(centers.shape)}, expected [C, D]")
+    check_dense("features", features, 1)
+    check_target(target, features, "features")
+    if features.shape[1] != centers.shape[1]:
+        raise ValueError(f"features has D = {features.shape[1]}, expected the D = {centers.shape[1]} of centers")
+    if target.shape[1:] != features.shape[2:]:
+        raise ValueError(
+            f"target has the size {list(target.shape[1:])}, expected that of features, {list(features.shape[2:])}; "
+            "resample the labels by their nearest neighbours"
+        )
+    check_devices(features, "features", target=target, centers=centers)
 
 
 def check_weight(weight: torch.Tensor | None, num_classes: int | None = None) -> None:
@@ -127,9 +160,13 @@ def check_weight(weight: torch.Tensor | None, num_classes: int | None = None) ->
         raise ValueError(f"weight has the shape {list(weight.shape)}, expected [C = {num_classes or 'num_classes'}]")
 
 
-def _check_real(name: str, tensor: Any) -> None:
+def _check_tensor(name: str, tensor: Any) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+
+
+def _check_real(name: str, tensor: Any) -> None:
+    _check_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} has the dtype {tensor.dtype}, expected a floating-point one")
 

@@ -1,0 +1,80 @@
+"""Center loss over dense features: distances to the centre of the own class, and what the centres learn from them.
+
+Wen, Zhang, Li and Qiao, "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016. Differences
+of features and centres exist for one image at a time, and are made again in the backward.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
+from lal_triton import ranks
+from lal_triton.labels import INVALID, VOID
+from lal_triton.options import loss_dtype
+from lal_triton.pooling import or_one
+
+
+def evaluate(
+    features: Tensor, target: Tensor, centers: Tensor, ignore_index: int, process_group: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of |x - c_y|^2 / 2 over the valid pixels, and by class their counts `[C]` and sums of x - c_y `[C, D]`.
+
+    With a group over the pixels of all its ranks; the gradient is that of this rank's.
+    """
+    num_classes, dtype = len(centers), loss_dtype(features)
+    labels, _ = torch.ops.lal_triton.prepare(target, None, None, num_classes, 1, ignore_index, dtype)
+    half_squares, counts, sums = _ClassSums.apply(features, labels, centers)
+    total = torch.stack([half_squares, (labels != VOID).sum().to(dtype)])
+    if process_group is not None:
+        total = ranks.gather(total, process_group).sum(0)
+        of_all = torch.cat([counts[:, None], sums], 1)
+        dist.all_reduce(of_all, group=process_group)
+        counts, sums = of_all[:, 0], of_all[:, 1:]
+    return total[0] / or_one(total[1]), counts, sums
+
+
+class _ClassSums(torch.autograd.Function):
+    """Of features `[N, D, H, W]`, encoded labels and centres `[C, D]`: sum |x - c_y|^2 / 2, counts and sums of x - c_y.
+
+    The sums are matrix products, which give the same bits every time on a GPU, too. A label out of range makes the
+    first NaN, and takes no part in the others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        labels = labels.flatten(1)
+        classes = torch.arange(len(centers), device=labels.device)
+        half_squares = torch.where((labels == INVALID).any(), torch.nan, 0.0).to(loss_dtype(features))
+        counts, sums = half_squares.new_zeros(len(centers)), half_squares.new_zeros(centers.shape)
+        for pixels, own in zip(features.flatten(2), labels, strict=True):
+            difference = _difference(pixels, own, centers)
+            half_squares = half_squares + difference.square().sum() / 2
+            member = (own == classes[:, None]).to(difference.dtype)
+            counts += member.sum(1)
+            sums += member @ difference.T
+        ctx.save_for_backward(features, labels, centers.clone(), sums)  # the module moves its centres after this
+        ctx.mark_non_differentiable(counts, sums)
+        return half_squares, counts, sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        features, labels, centers, sums = ctx.saved_tensors
+        of_features = None
+        if ctx.needs_input_grad[0]:
+            of_features = torch.empty_like(features)
+            for out, pixels, own in zip(of_features, features.flatten(2), labels, strict=True):
+                out.copy_((gradient * _difference(pixels, own, centers)).view(out.shape))
+        of_centers = (-gradient * sums).to(centers.dtype) if ctx.needs_input_grad[2] else None
+        return of_features, None, of_centers
+
+
+def _difference(pixels: Tensor, own: Tensor, centers: Tensor) -> Tensor:
+    """x - c_y `[D, P]` of `[D, P]` features and `[P]` labels, 0 without one."""
+    dtype = loss_dtype(pixels)
+    nearest = centers.to(dtype).T.index_select(1, own.clamp(min=0))
+    return torch.where(own >= 0, pixels.to(dtype) - nearest, 0)
