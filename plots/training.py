@@ -52,7 +52,9 @@ def draw_curves(results: Results) -> Figure:
     """Held-out mIoU against the iteration, for the losses of both tables."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, table, title in zip(panels, (TABLE_2, TABLE_1), ("Losses", "Exponent p of LAL's pooling"), strict=True):
+    for axes, table, title in zip(
+        panels, (TABLE_2, TABLE_1), ("Losses", "Exponent p of LAL's pooling, 3 where it is not named"), strict=True
+    ):
         for loss in table.paper:
             draw_curve(axes, results, loss)
         axes.set_title(title, fontsize=10)
