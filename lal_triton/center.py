@@ -40,8 +40,8 @@ def evaluate(
 class _ClassSums(torch.autograd.Function):
     """Of features `[N, D, H, W]`, encoded labels and centres `[C, D]`: sum |x - c_y|^2 / 2, counts and sums of x - c_y.
 
-    The sums are matrix products, which give the same bits every time on a GPU, too. A label out of range makes the
-    first NaN, and takes no part in the others.
+    The sums are matrix products, which give the same bits every time on a GPU, too (in TF32 only where torch is told
+    to use it for them). A label out of range makes the first NaN, and takes no part in the others.
     """
 
     @staticmethod
@@ -55,7 +55,8 @@ class _ClassSums(torch.autograd.Function):
             half_squares = half_squares + difference.square().sum() / 2
             member = (own == classes[:, None]).to(difference.dtype)
             counts += member.sum(1)
-            sums += member @ difference.T
+            with torch.autocast(member.device.type, enabled=False):
+                sums += member @ difference.T
         ctx.save_for_backward(features, labels, centers.clone(), sums)  # the module moves its centres after this
         ctx.mark_non_differentiable(counts, sums)
         return half_squares, counts, sums

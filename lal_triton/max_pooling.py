@@ -19,7 +19,7 @@ def max_pool(losses: torch.Tensor, valid: torch.Tensor, ratio: float, norm: floa
     """
     count = valid.sum(1)
     with torch.no_grad():
-        weights = _bounded_weights(losses, ratio * count, norm)
+        weights = _bounded_weights(losses, ratio * count.double(), norm)
     return (weights * losses).sum(1) * ratio ** (-1 / norm) / or_one(count)
 
 
@@ -33,6 +33,6 @@ def _bounded_weights(losses: torch.Tensor, mass: torch.Tensor, norm: float) -> t
     room = mass[:, None] - larger
     bounded = ((room > 0) & (ascending * room > others)).sum(1, keepdim=True)
     last = losses.shape[1] - 1 - bounded
-    level = others.gather(1, last) / room.gather(1, last)
+    level = others.gather(1, last) / or_one(room.gather(1, last))  # no room where nothing is valid
     weights = torch.where(powers > level, 1, (powers / or_one(level)) ** (1 / norm))
     return weights.to(losses.dtype)
