@@ -17,7 +17,7 @@ train: $(VENV)/.ready
 	$(BIN)/lal-triton train --output train_results
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,0 +1,105 @@
+"""What each process that test_process_group.py spawns does: losses of its own images, pooled over all processes."""
+
+import copy
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from lal_triton import CenterLoss
+from lal_triton.functional import cross_entropy, focal_loss, locally_adaptive_loss
+
+CLASSES, FEATURES = 4, 5
+SHARES = {2: (1, 3), 3: (1, 2, 1)}  # of the images, by rank
+VOID_IMAGES = (0, 2)  # of four: with three processes the first has no valid pixel
+WEIGHTS = {"weight": True, "pixel_weight": True}
+CASES = {
+    "image": (locally_adaptive_loss, {}),
+    "batch": (locally_adaptive_loss, {"pool": "batch"}),
+    "batch, p 20": (locally_adaptive_loss, {"pool": "batch", "p": 20.0}),
+    "mean": (locally_adaptive_loss, {"reduction": "mean"}),
+    "sum": (locally_adaptive_loss, {"reduction": "sum"}),
+    "max pooling": (locally_adaptive_loss, {"reduction": "max_pooling"}),
+    "weights, image": (locally_adaptive_loss, WEIGHTS),
+    "weights, batch": (locally_adaptive_loss, {**WEIGHTS, "pool": "batch"}),
+    "weights, smoothed mean": (cross_entropy, {**WEIGHTS, "label_smoothing": 0.1}),
+    "weights, max pooling": (locally_adaptive_loss, {**WEIGHTS, "reduction": "max_pooling"}),
+    "focal": (focal_loss, {}),
+    "reference": (locally_adaptive_loss, {"backend": "reference"}),
+}
+SIZES = {"equal": (6, 7), "upsampled": (3, 4)}  # of the logits; the targets are 6 x 7
+
+
+def make_batch(size):
+    """Four images' logits, features, target, class weights and pixel weights."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, CLASSES, *size, generator=generator, dtype=torch.float64)
+    features = torch.randn(4, FEATURES, 6, 7, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, CLASSES, (4, 6, 7), generator=generator)
+    target[1, :3] = 255
+    target[list(VOID_IMAGES)] = 255
+    weight = torch.rand(CLASSES, generator=generator, dtype=torch.float64)
+    pixel_weight = torch.rand(target.shape, generator=generator, dtype=torch.float64)
+    return logits, features, target, weight, pixel_weight
+
+
+def evaluate(name, size, share, process_group, dtype=torch.float64, **changes):
+    """Value and gradient on the images of the slice `share`."""
+    function, options = CASES[name]
+    logits, _, target, weight, pixel_weight = make_batch(SIZES[size])
+    leaf = logits[share].to(dtype, copy=True).requires_grad_()
+    options = {**options, **changes}
+    if options.get("weight"):
+        options |= {"weight": weight, "pixel_weight": pixel_weight[share]}
+    loss = function(leaf, target[share], process_group=process_group, **options)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
+def move_centers(share, process_group, steps=3):
+    """Values, gradients, and the centres after them."""
+    _, features, target, *_ = make_batch(SIZES["equal"])
+    module = CenterLoss(CLASSES, FEATURES, alpha=0.7, lambda_=0.1, process_group=process_group).double()
+    values = []
+    for step in range(steps):
+        leaf = (features[share] + step).requires_grad_()
+        loss = module(leaf, target[share])
+        values += [loss.detach(), torch.autograd.grad(loss, leaf)[0]]
+    return [*values, module.centers.clone()]
+
+
+def without_a_valid_pixel(process_group):
+    leaf = torch.randn(1, CLASSES, 4, 4, requires_grad=True)
+    void = torch.full((1, 4, 4), 255)
+    plain = [(function, options) for function, options in CASES.values() if "weight" not in options]
+    losses = [function(leaf, void, process_group=process_group, **options) for function, options in plain]
+    return [(loss.detach(), torch.autograd.grad(loss, leaf)[0]) for loss in losses]
+
+
+def run(rank, ranks, folder):
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(Path(folder) / "store"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    group = dist.group.WORLD
+    start = sum(SHARES[ranks][:rank])
+    share = slice(start, start + SHARES[ranks][rank])
+    results = {(name, size): evaluate(name, size, share, group) for name in CASES for size in SIZES}
+    results["triton"] = evaluate("image", "equal", share, group, torch.float32, backend="triton", kernel_size=3)
+    results["centers"] = move_centers(share, group)
+    results["void"] = without_a_valid_pixel(group)
+
+    logits, _, target, *_ = make_batch(SIZES["equal"])
+    compiled = torch.compile(
+        lambda x, t: locally_adaptive_loss(x, t, process_group=group), fullgraph=True, backend="aot_eager"
+    )
+    results["compiled"] = compiled(logits[share], target[share])
+
+    half = dist.new_group([0, 1])  # every process has to take part in making it
+    if rank < 2:
+        results["group of two"] = evaluate("image", "equal", share, half)
+    try:
+        copy.deepcopy(CenterLoss(2, 2, process_group=group))
+    except TypeError as error:
+        results["copied"] = str(error)
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
