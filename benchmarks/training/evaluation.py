@@ -16,9 +16,12 @@ from lal_triton.benchmarks.training.task import Example
 
 @torch.no_grad()
 def predict(network: nn.Module, image: Tensor) -> Tensor:
-    """Labels `[H, W]` of an image `[3, H, W]`, on the network's device; the logits are upsampled bilinearly."""
+    """Labels `[H, W]` of an image `[3, H, W]`, on the network's device; the logits are upsampled bilinearly.
+
+    `network` is the bare one, since the forward of one that is wrapped for several ranks needs all of them.
+    """
     height, width = image.shape[1:]
-    image = image.to(next(network.parameters()).device)[None]
+    image = image.to(next(network.parameters()))[None]  # its device and its dtype
     align_corners: bool = getattr(network, "align_corners", False)
     if align_corners:  # up to where the last logits lie
         stride: int = cast(int, network.output_stride)
@@ -38,14 +41,16 @@ def evaluate(
     network.eval()
     confusion = MulticlassConfusionMatrix(num_classes, ignore_index=VOID).to(fabric.device)
     share = range(fabric.global_rank, len(examples), fabric.world_size)
-    for example in DataLoader(cast(Dataset[Example], examples), batch_size=None, sampler=share, num_workers=workers):
-        confusion.update(predict(network, example.image), example.target.to(fabric.device))
+    with fabric.autocast():
+        for example in DataLoader(cast(Dataset[Example], examples), None, sampler=share, num_workers=workers):
+            confusion.update(predict(network, example.image), example.target.to(fabric.device))
     network.train(training)
-    return scores(confusion.compute().double())
+    return scores_of(confusion.compute())
 
 
-def scores(confusion: Tensor) -> dict[str, Any]:
+def scores_of(confusion: Tensor) -> dict[str, Any]:
     """Of a matrix of pixel counts, `[C annotated, C predicted]`."""
+    confusion = confusion.double()
     correct = confusion.diag()
     union = confusion.sum(0) + confusion.sum(1) - correct
     iou = [float(value) if of else None for value, of in zip(correct / union, union, strict=True)]

@@ -61,4 +61,6 @@ def make_fabric(precision: str) -> Fabric:
     """One process, or with torchrun its processes, each on a GPU of its own where there are any."""
     ranks, local_ranks = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     strategy = "ddp" if ranks > 1 else "auto"
-    return Fabric(devices=local_ranks, num_nodes=ranks // local_ranks, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+    fabric = Fabric(devices=local_ranks, num_nodes=ranks // local_ranks, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric

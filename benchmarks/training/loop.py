@@ -39,7 +39,7 @@ def train(task: Task, loss: str, seed: int, folder: Path, fabric: Fabric, worker
     group = torch.distributed.group.WORLD if fabric.world_size > 1 else None
     criterion = make_criterion(
         loss, len(task.class_names), network.num_features, group, getattr(network, "align_corners", False)
-    ).to(fabric.device, next(network.parameters()).dtype)
+    ).to(fabric.device)
     precision = fabric.strategy.precision
     parts = {
         "network": network,
@@ -95,7 +95,7 @@ def train(task: Task, loss: str, seed: int, folder: Path, fabric: Fabric, worker
                 bar.set_postfix(loss=f"{value.item():.3f}")
             last = iteration == recipe.iterations
             if iteration % recipe.evaluate_every == 0 or last:
-                scores = evaluate(model, task.evaluation, len(task.class_names), fabric, workers)
+                scores = evaluate(network, task.evaluation, len(task.class_names), fabric, workers)
                 progress["scores"] = scores
                 progress["curve"].append({"iteration": iteration, "miou": scores["miou"]})
             progress["seconds"] = time.perf_counter() - started

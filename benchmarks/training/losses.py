@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-import lal_triton
-from lal_triton import CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss
+from lal_triton import CenterLoss, CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss
 from lal_triton.benchmarks.training.task import Output
 
 
@@ -39,7 +38,7 @@ def make_criterion(
         raise ValueError(f"loss = {name!r}, expected one of {', '.join(LOSSES)}")
     loss = LOSSES[name]
     dense = loss.make(align_corners=align_corners, process_group=process_group)
-    center = lal_triton.CenterLoss(num_classes, num_features, process_group=process_group) if loss.centers else None
+    center = CenterLoss(num_classes, num_features, process_group=process_group) if loss.centers else None
     return Criterion(dense, center, align_corners)
 
 
