@@ -25,14 +25,14 @@ def max_pool(losses: torch.Tensor, valid: torch.Tensor, ratio: float, norm: floa
 
 def _bounded_weights(losses: torch.Tensor, mass: torch.Tensor, norm: float) -> torch.Tensor:
     """v in [0, 1] with sum v^P = `mass` (less where too few losses are positive)."""
-    largest = losses.amax(1, keepdim=True)
-    powers = (losses / or_one(largest)).double() ** (norm / (norm - 1))
+    powers = losses.double().log() * (norm / (norm - 1))  # as logarithms: Q grows without bound as P nears 1
     ascending = powers.sort(1).values
-    others = ascending.cumsum(1)
+    # beside another row, since torch's scan of a single one may round differently each time on a GPU
+    others = torch.cat([ascending, ascending[:1]]).logcumsumexp(1)[:-1]
     larger = torch.arange(losses.shape[1] - 1, -1, -1, device=losses.device)  # how many are
     room = mass[:, None] - larger
-    bounded = ((room > 0) & (ascending * room > others)).sum(1, keepdim=True)
+    bounded = ((room > 0) & (ascending + room.log() > others)).sum(1, keepdim=True)
     last = losses.shape[1] - 1 - bounded
-    level = others.gather(1, last) / or_one(room.gather(1, last))  # no room where nothing is valid
-    weights = torch.where(powers > level, 1, (powers / or_one(level)) ** (1 / norm))
-    return weights.to(losses.dtype)
+    level = others.gather(1, last) - room.gather(1, last).log()
+    weights = torch.where(powers > level, 1, ((powers - level) / norm).exp())
+    return torch.where(losses == 0, 0, weights).to(losses.dtype)
