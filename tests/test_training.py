@@ -12,6 +12,7 @@ pytest.importorskip("monai")
 pytest.importorskip("torchmetrics")
 
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from tiny_task import ITERATIONS, make_task
 
 from lal_triton.benchmarks.training import checkpoints, loop
@@ -32,8 +33,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def train(folder, loss="ce", task=None, seed=0):
-    return loop.train(task or make_task(), loss, seed, folder, Fabric(accelerator="cpu", devices=1))
+def train(folder, loss="ce", task=None, seed=0, precision="32-true"):
+    plugin = MixedPrecision(precision, device="cpu") if precision == "16-mixed" else None  # Fabric would not on a CPU
+    fabric = Fabric(accelerator="cpu", devices=1, precision=None if plugin else precision, plugins=plugin)
+    return loop.train(task or make_task(), loss, seed, folder, fabric)
 
 
 def checkpoint(folder):
@@ -59,28 +62,30 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize(
-    ("loss", "changes"),
+    ("loss", "precision", "changes"),
     [
-        ("ce", {}),
-        ("center", {}),
-        ("lal3", {}),
-        ("max-pooling", {"optimizer": "adam"}),
-        ("center", {"checkpoint_every": 1}),
+        ("ce", "32-true", {}),
+        ("center", "32-true", {}),
+        ("lal3", "32-true", {}),
+        ("max-pooling", "32-true", {"optimizer": "adam"}),
+        ("center", "bf16-mixed", {"checkpoint_every": 1}),
+        ("ce", "16-mixed", {}),
     ],
 )
-def test_resumed_run_equals_uninterrupted(tmp_path, monkeypatch, loss, changes):
+def test_resumed_run_equals_uninterrupted(tmp_path, monkeypatch, loss, precision, changes):
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     task = make_task(**changes)
-    whole = train(tmp_path / "whole", loss, task)
+    whole = train(tmp_path / "whole", loss, task, precision=precision)
     with monkeypatch.context() as patched:
         stop_in(5, patched)
         with pytest.raises(KeyboardInterrupt, match="stopped after iteration 5"):
-            train(tmp_path / "parts", loss, task)
+            train(tmp_path / "parts", loss, task, precision=precision)
     assert checkpoint(tmp_path / "parts")["progress"]["iteration"] == 5
     torch.manual_seed(99)
-    parts = train(tmp_path / "parts", loss, task)
+    parts = train(tmp_path / "parts", loss, task, precision=precision)
 
     saved = checkpoint(tmp_path / "parts")
+    assert ("_growth_tracker" in saved["precision"]) == (precision == "16-mixed")
     assert_equal(saved, checkpoint(tmp_path / "whole"))
     assert [row["iteration"] for row in saved["progress"]["rows"]] == [2, 4, 6, 8]
     assert [point["iteration"] for point in parts["curve"]] == [3, 6, 8]
@@ -140,8 +145,7 @@ def test_training_learns_and_keeps_what_is_frozen(tmp_path):
 
 
 def test_mixed_precision(tmp_path):
-    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
-    result = loop.train(make_task(iterations=60), "center", 0, tmp_path, fabric)
+    result = train(tmp_path, "center", make_task(iterations=60), precision="bf16-mixed")
     assert result["miou"] > 0.8
     saved = checkpoint(tmp_path)
     assert saved["network"]["classifier.weight"].dtype == torch.float32

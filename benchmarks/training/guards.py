@@ -1,17 +1,18 @@
 """Settings that hold while a run goes on: deterministic operations, and signals that wait for its next checkpoint."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Operations that have no deterministic form on a GPU warn, and run."""
+    """Operations that have no deterministic form on a GPU warn, and run. Enter it before cuBLAS is first called."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     enabled, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -25,24 +26,16 @@ def deterministic() -> Iterator[None]:
 
 @contextmanager
 def caught_interruption() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one acts as it did before.
+    """An event that SIGINT and SIGTERM set, which do nothing else: torchrun passes on what a terminal sends, too.
 
     Outside the main thread, where Python takes no signals, it is never set.
     """
     interrupted = threading.Event()
-    handlers: dict[int, Any] = {}
-
-    def restore() -> None:
-        while handlers:
-            signal.signal(*handlers.popitem())
-
-    def catch(number: int, frame: Any) -> None:
-        interrupted.set()
-        restore()
-
-    if threading.current_thread() is threading.main_thread():
-        handlers |= {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    handlers = {number: signal.signal(number, lambda *_: interrupted.set()) for number in numbers}
     try:
         yield interrupted
     finally:
-        restore()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
