@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -17,7 +17,7 @@ Results = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 
 VOID = 255
-VOID_COLOUR = (224, 224, 192)
+VOID_COLOUR = "#e0e0c0"  # as VOC shows it
 COLUMNS = ("ce", "center", "focal", "lal5")  # of the paper's Figure 3, to the right of image and truth
 
 
@@ -33,7 +33,7 @@ def palette(num_classes: int) -> np.ndarray:
 
 def colour(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """`[H, W]` labels as `[H, W, 3]`, uint8."""
-    table = np.tile(np.array(VOID_COLOUR, dtype=np.uint8), (VOID + 1, 1))
+    table = np.tile(np.uint8(to_rgba_array(VOID_COLOUR)[:, :3] * 255), (VOID + 1, 1))
     table[:num_classes] = palette(num_classes)
     return table[labels]
 
@@ -61,9 +61,9 @@ def draw_masks(results: Results, arrays: Arrays) -> Figure:
 
 
 def legend(class_names: list[str]) -> list[Patch]:
-    colours = [*palette(len(class_names)), np.array(VOID_COLOUR)]
+    colours = [*palette(len(class_names)) / 255, VOID_COLOUR]
     names = [*class_names, "void"]
-    return [Patch(facecolor=c / 255, edgecolor="#555555", label=name) for c, name in zip(colours, names, strict=True)]
+    return [Patch(facecolor=c, edgecolor="#555555", label=name) for c, name in zip(colours, names, strict=True)]
 
 
 def brighten(image: np.ndarray) -> np.ndarray:
@@ -121,7 +121,7 @@ def draw_maps(
     unit: str,
 ) -> None:
     """Maps on one colour scale, whose bar stands to the right of them."""
-    scale = colormaps[colours].with_extremes(bad=np.array(VOID_COLOUR) / 255)
+    scale = colormaps[colours].with_extremes(bad=VOID_COLOUR)
     for axes, (title, values) in zip(panels, maps.items(), strict=True):
         shown = np.ma.array(np.clip(values, norm.vmin, norm.vmax), mask=void)
         axes.imshow(shown, norm=norm, cmap=scale, interpolation="nearest")

@@ -63,7 +63,7 @@ def draw_curves(results: Results) -> Figure:
         tidy(axes)
     panels[0].set_ylabel("mIoU on what is held out, per cent")
     figure.suptitle(f"Learning curves, task {results['task']}", fontweight="bold", fontsize=11)
-    text = f"lines: mean over {seeds(results)} seeds, bands: ± standard deviation"
+    text = f"lines: mean over seeds {seeds(results)}, bands: ± standard deviation"
     figure.supxlabel(caption_of(text, results["environment"]), fontsize=7.5, color="#555555")
     return figure
 
@@ -92,14 +92,15 @@ def draw_classes(results: Results) -> Figure:
         found = [score_of(results, loss, index) for index in (None, *range(len(results["class_names"])))]
         draw_bars(axes, found, place * width - 0.42 + width / 2, width, COLOURS[loss], results["titles"][loss])
     axes.axvline(0.5, color="#999999", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), groups, rotation=0 if len(groups) < 15 else 45)
+    slant = 30 if len(groups) > 6 else 0
+    axes.set_xticks(range(len(groups)), groups, rotation=slant, ha="right" if slant else "center")
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_ylim(0, 100)
     axes.set_ylabel("IoU on what is held out, per cent")
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     tidy(axes, axis="y")
     figure.suptitle(f"IoU by class, task {results['task']}", fontweight="bold", fontsize=11)
-    text = f"bars: mean over {seeds(results)} seeds, whiskers: ± standard deviation"
+    text = f"bars: mean over seeds {seeds(results)}, whiskers: ± standard deviation"
     figure.supxlabel(caption_of(text, results["environment"]), fontsize=7.5, color="#555555")
     return figure
 
@@ -112,5 +113,5 @@ def draw_bars(axes: Axes, scores: list[Score | None], offset: float, width: floa
     axes.bar(places, heights, 0.9 * width, yerr=whiskers, color=colour, label=title, ecolor="#888888", capsize=1.5)
 
 
-def seeds(results: Results) -> int:
-    return len({run["seed"] for run in results["runs"]})
+def seeds(results: Results) -> str:
+    return ", ".join(str(seed) for seed in sorted({run["seed"] for run in results["runs"]}))

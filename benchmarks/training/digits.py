@@ -42,13 +42,13 @@ def make_scene(inks: Tensor, labels: np.ndarray, photographs: Sequence[Tensor], 
     """One digit of `inks` `[M, 8, 8]` in every cell, over a part of one of the photographs `[3, H, W]`."""
     rng = np.random.default_rng(seed)
     side = CELLS * CELL
-    photograph = photographs[rng.integers(len(photographs))]
+    photograph = photographs[int(rng.integers(len(photographs)))]
     top, left = (rng.integers(length - side + 1) for length in photograph.shape[1:])
     image = DIMMED * photograph[:, top : top + side, left : left + side]
     target = torch.zeros(side, side, dtype=torch.int64)
     for row in range(0, side, CELL):
         for column in range(0, side, CELL):
-            index, size = rng.integers(len(inks)), rng.integers(SIZES[0], SIZES[1] + 1)
+            index, size = int(rng.integers(len(inks))), int(rng.integers(SIZES[0], SIZES[1] + 1))
             top, left = (start + rng.integers(CELL - size + 1) for start in (row, column))
             box = (..., slice(top, top + size), slice(left, left + size))
             ink = F.interpolate(inks[None, None, index], (size, size), mode="bilinear", align_corners=False)[0, 0]

@@ -32,7 +32,7 @@ class Score(NamedTuple):
 
     mean: float
     spread: float | None  # the standard deviation over seeds (n - 1), None for one seed
-    count: int
+    seeds: int
 
     def __str__(self) -> str:
         return f"{self.mean:.1f}" + (f" ± {self.spread:.1f}" if self.spread is not None else "")
@@ -70,7 +70,7 @@ def format_table(table: Table, results: Results) -> str:
         overall = score_of(results, loss)
         classes = [score_of(results, loss, index) or "" for index in range(len(names))]
         paper = [published or "not in it"] if beside_paper else []
-        count = overall.count if overall else 0
+        count = overall.seeds if overall else 0
         lines.append([results["titles"][loss], *paper, overall or NOT_MEASURED, count, *classes])
     title = table.title + (f"; the paper's after {table.iterations:,} iterations" if beside_paper else "")
     return "\n".join([f"**{title}**", "", *("| " + " | ".join(map(str, line)) + " |" for line in lines)])
@@ -92,6 +92,6 @@ def difference(other: Score, base: Score) -> str:
     text = f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
     if other.spread is None or base.spread is None:
         return f"{text}, of one seed: chance is not excluded"
-    error = sqrt(other.spread**2 / other.count + base.spread**2 / base.count)
+    error = sqrt(other.spread**2 / other.seeds + base.spread**2 / base.seeds)
     verdict = "more" if abs(points) > 2 * error else "not more"
     return f"{text}, {verdict} than twice the standard error of the difference ({error:.1f})"
