@@ -37,6 +37,15 @@ def evaluate(
     return total[0] / or_one(total[1]), counts, sums
 
 
+@torch.library.custom_op("lal_triton::snapshot", mutates_args=())
+def snapshot(centers: Tensor) -> Tensor:
+    """A copy from before the centres move; of a plain clone a compiled backward makes another one, after they moved."""
+    return centers.clone()
+
+
+snapshot.register_fake(torch.empty_like)
+
+
 class _ClassSums(torch.autograd.Function):
     """Of features `[N, D, H, W]`, encoded labels and centres `[C, D]`: sum |x - c_y|^2 / 2, counts and sums of x - c_y.
 
@@ -57,7 +66,7 @@ class _ClassSums(torch.autograd.Function):
             counts += member.sum(1)
             with torch.autocast(member.device.type, enabled=False):
                 sums += member @ difference.T
-        ctx.save_for_backward(features, labels, centers.clone(), sums)  # the module moves its centres after this
+        ctx.save_for_backward(features, labels, centers, sums)
         ctx.mark_non_differentiable(counts, sums)
         return half_squares, counts, sums
 

@@ -197,7 +197,8 @@ class CenterLoss(nn.Module):
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The loss of `[N, D, H, W]` features and an integer target `[N, H, W]`."""
         validation.check_center(features, target, self.centers, self.ignore_index, self.process_group)
-        loss, counts, sums = center.evaluate(features, target, self.centers, self.ignore_index, self.process_group)
+        centers = center.snapshot(self.centers)
+        loss, counts, sums = center.evaluate(features, target, centers, self.ignore_index, self.process_group)
         if self.training:
             with torch.no_grad():
                 self.centers += self.alpha * sums / (1 + counts[:, None])
