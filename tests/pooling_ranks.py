@@ -28,6 +28,7 @@ CASES = {
     "focal": (focal_loss, {}),
     "reference": (locally_adaptive_loss, {"backend": "reference"}),
 }
+OF_ANY_SIZES = ["image", "batch", "mean", "max pooling", "focal"]
 SIZES = {"equal": (6, 7), "upsampled": (3, 4)}  # of the logits; the targets are 6 x 7
 
 
@@ -56,6 +57,29 @@ def evaluate(name, size, share, process_group, dtype=torch.float64, **changes):
     return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
+def evaluate_sizes(name, ranks, rank=None, process_group=None):
+    """The images of a rank lack as many last rows and columns as its number says; to one process those are void."""
+    function, options = CASES[name]
+    logits, _, target, *_ = make_batch(SIZES["equal"])
+    for other in range(ranks):
+        target[share_of(other, ranks), 6 - other :] = 255
+        target[share_of(other, ranks), :, 7 - other :] = 255
+    if rank is not None:
+        logits, target = (crop(tensor[share_of(rank, ranks)], rank) for tensor in (logits, target))
+    leaf = logits.clone().requires_grad_()
+    loss = function(leaf, target, process_group=process_group, **options)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
+def share_of(rank, ranks):
+    start = sum(SHARES[ranks][:rank])
+    return slice(start, start + SHARES[ranks][rank])
+
+
+def crop(images, rank):
+    return images[..., : 6 - rank, : 7 - rank]
+
+
 def move_centers(share, process_group, steps=3):
     """Values, gradients, and the centres after them."""
     _, features, target, *_ = make_batch(SIZES["equal"])
@@ -81,10 +105,11 @@ def run(rank, ranks, folder):
     store = dist.FileStore(str(Path(folder) / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     group = dist.group.WORLD
-    start = sum(SHARES[ranks][:rank])
-    share = slice(start, start + SHARES[ranks][rank])
+    share = share_of(rank, ranks)
     results = {(name, size): evaluate(name, size, share, group) for name in CASES for size in SIZES}
-    results["triton"] = evaluate("image", "equal", share, group, torch.float32, backend="triton", kernel_size=3)
+    results["sizes"] = {name: evaluate_sizes(name, ranks, rank, group) for name in OF_ANY_SIZES}
+    if ranks == 2 and not torch.cuda.is_available():  # the interpreter takes its time, and gloo is for CPUs
+        results["triton"] = evaluate("image", "equal", share, group, torch.float32, backend="triton", kernel_size=3)
     results["centers"] = move_centers(share, group)
     results["void"] = without_a_valid_pixel(group)
 
