@@ -39,7 +39,9 @@ def draw(results: Path, output: Path) -> list[Path]:
     arrays = Path(results).with_name("masks.npz")
     if arrays.exists():
         with np.load(arrays) as loaded:
-            figures |= {"masks": masks.draw_masks(data, loaded), "gradients": masks.draw_gradients(data, loaded)}
+            figures["masks"] = masks.draw_masks(data, loaded)
+            if "zoom_image" in loaded:
+                figures["gradients"] = masks.draw_gradients(data, loaded)
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in figures.items():

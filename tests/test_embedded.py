@@ -131,6 +131,16 @@ def test_maps_are_taken_where_the_errors_are():
     assert right[maps["truth"] == 2].mean() > right[maps["truth"] == 1].mean()
 
 
+def test_examples_end_where_aligned_logits_do():
+    example = Example("made up", torch.rand(3, 80, 97), torch.zeros(80, 97, dtype=torch.int64))
+    network = Constant()
+    assert pictures.up_to_last_logit(example, network) is example
+    network.align_corners, network.output_stride = True, 8
+    inner = pictures.up_to_last_logit(example, network)
+    assert inner.image.shape == (3, 73, 97)
+    assert inner.target.shape == (73, 97)
+
+
 def test_gradients_are_multiples_of_their_mean():
     logits = torch.randn(1, 3, 8, 9)
     target = torch.randint(3, (1, 8, 9))

@@ -30,12 +30,21 @@ def collect(examples: Sequence[Example], networks: Mapping[str, nn.Module]) -> d
         for loss, network in networks.items():
             arrays[f"{loss}_{row}"] = predict(network, example.image).cpu().numpy().astype(np.uint8)
     if "ce" in networks:
-        arrays |= {f"zoom_{name}": array for name, array in zoom_in(shown, networks["ce"]).items()}
+        inner = [up_to_last_logit(example, networks["ce"]) for example in shown]
+        arrays |= {f"zoom_{name}": array for name, array in zoom_in(inner, networks["ce"]).items()}
     return arrays
 
 
 def to_bytes(image: Tensor) -> np.ndarray:
     return (255 * image.permute(1, 2, 0)).round().numpy().astype(np.uint8)
+
+
+def up_to_last_logit(example: Example, network: nn.Module) -> Example:
+    """Without what lies beyond the last logits of a network whose logits lie at every `output_stride`-th pixel."""
+    if not getattr(network, "align_corners", False):
+        return example
+    height, width = ((side - 1) // network.output_stride * network.output_stride + 1 for side in example.target.shape)
+    return Example(example.name, example.image[:, :height, :width], example.target[:height, :width])
 
 
 def zoom_in(examples: Sequence[Example], network: nn.Module) -> dict[str, np.ndarray]:
@@ -55,7 +64,8 @@ def zoom_in(examples: Sequence[Example], network: nn.Module) -> dict[str, np.nda
     device = next(network.parameters()).device
     with torch.no_grad():
         logits = network(example.image[None].to(device)).logits.float().cpu()
-        logits = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
+        align_corners = getattr(network, "align_corners", False)
+        logits = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=align_corners)
     maps = {
         "image": torch.from_numpy(to_bytes(example.image)),
         "truth": example.target.to(torch.uint8),
