@@ -52,7 +52,7 @@ def prepare(
     if weight is not None:
         omega *= weight.to(omega.dtype)[labels.clamp(min=0).long()]
     if pixel_weight is not None:
-        omega = torch.where(centres, omega * pixel_weight, 0)
+        omega = torch.where(centres, omega * pixel_weight.to(dtype), 0)
     return labels, omega
 
 

@@ -249,3 +249,18 @@ def test_bands_of_any_height_agree(rows, monkeypatch):
 def test_a_thousand_classes():
     logits, target = make_problem((1, 1000, 4, 5), labels=1000)
     assert_matches_reference(logits, torch.where(target == 255, 0, target), "torch", ignore_index=-100)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
+@pytest.mark.parametrize("reduction", ["minkowski", "mean", "none"])
+def test_weights_of_another_dtype(backend, reduction):
+    """They are constants: the loss has the dtype that its logits give it."""
+    logits, target = make_problem()
+    weights = {"weight": torch.rand(logits.shape[1]).double(), "pixel_weight": torch.rand(target.shape).double()}
+    weights = {name: weight.to(DEVICE) for name, weight in weights.items()}
+    options = {"backend": backend, "reduction": reduction, "kernel_size": 3}
+    loss, _ = value_and_gradient(logits, target, torch.float32, **options, **weights)
+    assert loss.dtype == torch.float32
+    same = {name: weight.float() for name, weight in weights.items()}
+    expected, _ = value_and_gradient(logits, target, torch.float32, **options, **same)
+    torch.testing.assert_close(loss, expected)
