@@ -13,7 +13,7 @@ from lal_triton.pooling import or_one
 
 
 def max_pool(losses: torch.Tensor, valid: torch.Tensor, ratio: float, norm: float) -> torch.Tensor:
-    """The largest weighted sum of each row's valid losses, `[N, P]` (>= 0, 0 where not valid) to `[N]`; P = `norm`.
+    """The largest weighted sum of each row's valid losses, `[N, M]` (>= 0, 0 where not valid) to `[N]`; P = `norm`.
 
     The gradient holds the optimal weights fixed, which makes it a subgradient of this convex function.
     """
