@@ -46,7 +46,7 @@ def draw(results: Path, output: Path) -> list[Path]:
     written = []
     for name, figure in figures.items():
         written.append(output / f"training_{data['task']}_{name}.png")
-        figure.savefig(written[-1], dpi=110)
+        figure.savefig(written[-1], dpi=100)
     return written
 
 
@@ -61,7 +61,8 @@ def draw_curves(results: Results) -> Figure:
             draw_curve(axes, results, loss)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("iteration")
-        axes.legend(frameon=False, fontsize=8, loc="lower right", handlelength=3)
+        if axes.get_lines():
+            axes.legend(frameon=False, fontsize=8, loc="lower right", handlelength=3)
         tidy(axes)
     panels[0].set_ylabel("mIoU on what is held out, per cent")
     figure.suptitle(f"Learning curves, task {results['task']}", fontweight="bold", fontsize=11)

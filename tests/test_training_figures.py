@@ -1,6 +1,7 @@
 """Tables and figures of the training benchmark, from results that are made up."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ pytest.importorskip("matplotlib")
 
 from PIL import Image
 
-from lal_triton.benchmarks.training import report
+from lal_triton.benchmarks.training import recipe, report
+from lal_triton.benchmarks.training.losses import LOSSES as LOSSES_BY_NAME
 from lal_triton.plots import masks, training
 
+CHECKOUT = Path(__file__).parents[1]
+DOCUMENT = CHECKOUT / "benchmarks" / "REPRODUCTION.md"
 CLASS_NAMES = ["background", "cell", "rim"]
-LOSSES = list(dict.fromkeys([*report.TABLE_2.paper, *report.TABLE_1.paper]))
+LOSSES = list(LOSSES_BY_NAME)
 
 
 def make_run(loss, seed, miou):
@@ -122,6 +126,15 @@ def test_figures_without_masks_and_with_one_seed(tmp_path):
     ]
 
 
+def test_without_a_network_of_cross_entropy_there_are_no_maps_of_its_logits(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(make_results(["focal", "lal7"])))
+    shown = {name: array for name, array in make_arrays().items() if name.split("_")[0] in ("image", "truth", "focal")}
+    np.savez_compressed(tmp_path / "masks.npz", **shown)
+    names = [file.name for file in training.draw(path, tmp_path)]
+    assert names == [f"training_cells_{name}.png" for name in ("curves", "classes", "masks")]
+
+
 def test_rows_of_different_sizes_are_drawn():
     arrays = make_arrays(rows=1) | {
         name.replace("_0", "_1"): array for name, array in make_arrays(rows=1, height=40).items() if "_0" in name
@@ -145,3 +158,27 @@ def test_other_files_are_refused_by_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"other\.json is not a results file of `lal-triton train`"):
         training.draw(path, tmp_path)
+
+
+# ---- documentation
+
+
+def test_the_documentation_holds_the_recipe_and_tables_that_wait_for_voc():
+    text = DOCUMENT.read_text()
+    assert recipe.recipe_table() in text
+    titles = {name: loss.title for name, loss in LOSSES_BY_NAME.items()}
+    unmeasured = {"task": "voc", "class_names": [], "titles": titles, "runs": []}
+    for table in (report.TABLE_1, report.TABLE_2):
+        assert report.format_table(table, unmeasured) in text
+
+
+@pytest.mark.parametrize("task", ["nuclei", "digits"])
+def test_the_documentation_holds_what_was_measured(task):
+    results = json.loads((CHECKOUT / "benchmarks" / "results" / f"training-{task}.json").read_text())
+    assert {run["loss"] for run in results["runs"]} == set(LOSSES_BY_NAME)
+    text = DOCUMENT.read_text()
+    assert report.format_tables(results) in text
+    for name in ("curves", "classes", "masks", "gradients"):
+        figure = CHECKOUT / "plots" / "figures" / f"training_{task}_{name}.png"
+        assert f"../plots/figures/{figure.name}" in text
+        assert figure.exists()
