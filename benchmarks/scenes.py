@@ -18,10 +18,15 @@ class Scene(NamedTuple):
     labels: np.ndarray  # [H, W], int64, VOID where nothing is annotated
 
 
+def read_instances() -> Scene:
+    """The shipped image, with the numbers of its nuclei from 1 on as labels, and 0 between them."""
+    image = np.asarray(Image.open(NUCLEI / "image.png").convert("RGB"), dtype=np.float32) / 255
+    return Scene(image, np.asarray(Image.open(NUCLEI / "instances.png"), dtype=np.int64))
+
+
 def read_nuclei(num_classes: int) -> Scene:
     """The shipped image: class 0 is the background, and nucleus i has the class 1 + i % (C - 1)."""
-    image = np.asarray(Image.open(NUCLEI / "image.png").convert("RGB"), dtype=np.float32) / 255
-    instances = np.asarray(Image.open(NUCLEI / "instances.png"), dtype=np.int64)
+    image, instances = read_instances()
     labels = np.where(instances == 0, 0, 1 + instances % (num_classes - 1))
     labels[outline(instances)] = VOID
     return Scene(image, labels)

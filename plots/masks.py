@@ -11,12 +11,12 @@ from matplotlib.colors import LogNorm, Normalize, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from lal_triton.benchmarks.scenes import VOID
 from lal_triton.plots.style import caption_of, plain_ticks
 
 Results = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 
-VOID = 255
 VOID_COLOUR = "#e0e0c0"  # as VOC shows it
 COLUMNS = ("ce", "center", "focal", "lal5")  # of the paper's Figure 3, to the right of image and truth
 

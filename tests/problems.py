@@ -113,6 +113,13 @@ def value_and_gradient(
     return loss.detach(), gradient
 
 
+def step_of(loss_fn: Any, inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The value of a loss, and its gradient with respect to the inputs, whose strides it keeps."""
+    leaf = inputs.detach().requires_grad_()
+    loss = loss_fn(leaf, target)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
 def eager_samples(
     logits: torch.Tensor, target: torch.Tensor, **options: Any
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

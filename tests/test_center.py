@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from problems import DEVICE
+from problems import DEVICE, step_of
 
 from lal_triton import CenterLoss
 from lal_triton.benchmarks.memory import allocations
@@ -156,11 +156,8 @@ def test_autocast_does_not_round_the_centers():
 
 def test_memory_formats_agree():
     features, target, centers = make_features()
-    results = []
-    for x in (features, features.contiguous(memory_format=torch.channels_last), features.flip(0).flip(0)):
-        leaf = x.detach().requires_grad_()
-        loss = center_loss(leaf, target, centers)
-        results.append((loss, torch.autograd.grad(loss, leaf)[0]))
+    layouts = (features, features.contiguous(memory_format=torch.channels_last), features.flip(0).flip(0))
+    results = [step_of(lambda x, y: center_loss(x, y, centers), layout, target) for layout in layouts]
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-13, atol=1e-16)
 
@@ -193,11 +190,7 @@ def test_compiles_to_one_graph():
     module = copy.deepcopy(eager)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for _ in range(2):
-        results = []
-        for loss_fn in (eager, compiled):
-            leaf = features.clone().requires_grad_()
-            loss = loss_fn(leaf, target)
-            results.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+        results = [step_of(loss_fn, features, target) for loss_fn in (eager, compiled)]
         torch.testing.assert_close(*results, rtol=1e-13, atol=1e-16)
         torch.testing.assert_close(module.centers, eager.centers, rtol=1e-13, atol=1e-16)
 

@@ -14,8 +14,9 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("matplotlib")
 
 from lightning_fabric import Fabric
+from PIL import Image
 
-from lal_triton.benchmarks.scenes import VOID, outline
+from lal_triton.benchmarks.scenes import NUCLEI, VOID, outline
 from lal_triton.benchmarks.training import digits, experiment, nuclei, pictures
 from lal_triton.benchmarks.training.losses import LOSSES
 from lal_triton.benchmarks.training.small_network import SmallNetwork
@@ -62,7 +63,7 @@ def test_parts_of_the_nuclei_cover_the_image_once():
     assert left.shape == (3, 512, 320)
     assert right.shape == (3, 512, 192)
     joined = torch.cat([left, right], dim=2)
-    whole = nuclei.Image.open(nuclei.NUCLEI / "image.png").convert("RGB")
+    whole = Image.open(NUCLEI / "image.png").convert("RGB")
     np.testing.assert_array_equal((255 * joined).round().to(torch.uint8).permute(1, 2, 0).numpy(), np.asarray(whole))
 
 

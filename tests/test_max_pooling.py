@@ -6,7 +6,7 @@ import torch
 from criterion import assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import DEVICE, eager_samples, make_case, make_problem, value_and_gradient
+from problems import DEVICE, eager_samples, make_case, make_problem, step_of, value_and_gradient
 
 from lal_triton import LocallyAdaptiveLoss, functional
 from lal_triton.functional import locally_adaptive_loss
@@ -224,9 +224,5 @@ def test_compiles_to_one_graph():
     logits, target = make_problem()
     loss_fn = LocallyAdaptiveLoss(3, backend="torch", **POOLED)
     compiled = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")
-    results = []
-    for step in (loss_fn, compiled):
-        leaf = logits.double().requires_grad_()
-        loss = step(leaf, target)
-        results.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    results = [step_of(step, logits.double(), target) for step in (loss_fn, compiled)]
     torch.testing.assert_close(*results, rtol=1e-13, atol=1e-16)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 from lal_triton.benchmarks.scenes import VOID
-from lal_triton.benchmarks.training.small_network import RECIPE, SmallNetwork
+from lal_triton.benchmarks.training import small_network
 from lal_triton.benchmarks.training.task import Example, Task
 
 CLASS_NAMES = ("background", *(str(digit) for digit in range(10)))
@@ -32,10 +31,15 @@ def make_task(training_scenes: int = 200, evaluation_scenes: int = 40) -> Task:
     training, evaluation = (
         [make_scene(inks[part], labels[part], half, seed) for seed in range(count)] for part, half, count in parts
     )
-    pixels = torch.stack([example.image for example in training])
-    make_network = partial(SmallNetwork, len(CLASS_NAMES), pixels.mean().item(), pixels.std().item())
-    recipe = replace(RECIPE, iterations=600, crop_size=CELLS * CELL, scales=(1.0, 1.0), flip=False, evaluate_every=60)
-    return Task("digits", CLASS_NAMES, training, evaluation, make_network, recipe)
+    recipe = replace(
+        small_network.RECIPE,
+        iterations=600,
+        crop_size=CELLS * CELL,
+        scales=(1.0, 1.0),
+        flip=False,
+        evaluate_every=60,
+    )
+    return small_network.make_task("digits", CLASS_NAMES, training, evaluation, recipe)
 
 
 def make_scene(inks: Tensor, labels: np.ndarray, photographs: Sequence[Tensor], seed: int) -> Example:

@@ -15,8 +15,8 @@ from lal_triton.benchmarks.training.task import Example
 
 
 @torch.no_grad()
-def predict(network: nn.Module, image: Tensor) -> Tensor:
-    """Labels `[H, W]` of an image `[3, H, W]`, on the network's device; the logits are upsampled bilinearly.
+def upsampled_logits(network: nn.Module, image: Tensor) -> Tensor:
+    """Of an image `[3, H, W]`, `[C, H, W]` on the network's device, by bilinear interpolation.
 
     `network` is the bare one, since the forward of one that is wrapped for several ranks needs all of them.
     """
@@ -27,7 +27,12 @@ def predict(network: nn.Module, image: Tensor) -> Tensor:
         stride: int = cast(int, network.output_stride)
         image = F.pad(image, (0, (1 - width) % stride, 0, (1 - height) % stride), mode="replicate")
     logits = F.interpolate(network(image).logits, image.shape[2:], mode="bilinear", align_corners=align_corners)
-    return logits[0, :, :height, :width].argmax(0)
+    return logits[0, :, :height, :width]
+
+
+def predict(network: nn.Module, image: Tensor) -> Tensor:
+    """Labels `[H, W]` of an image `[3, H, W]`, on the network's device."""
+    return upsampled_logits(network, image).argmax(0)
 
 
 def evaluate(

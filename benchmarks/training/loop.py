@@ -67,8 +67,9 @@ def go_on(state: State, task: Task, folder: Path, workers: int) -> None:
             iteration = progress["iteration"]
             last = iteration == recipe.iterations
             if iteration % LOG_EVERY == 0:
-                progress["rows"].append({"iteration": iteration, "loss": loss.item(), "learning_rate": rate})
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                row = {"iteration": iteration, "loss": loss.item(), "learning_rate": rate}
+                progress["rows"].append(row)
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
             if iteration % recipe.evaluate_every == 0 or last:
                 progress["scores"] = evaluate(state.network, task.evaluation, len(task.class_names), fabric, workers)
                 progress["curve"].append({"iteration": iteration, "miou": progress["scores"]["miou"]})

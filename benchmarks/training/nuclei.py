@@ -1,13 +1,10 @@
 """The shipped fluorescence image as a task of three classes: one side of it for training, the other held out."""
 
-from functools import partial
-
 import numpy as np
 import torch
-from PIL import Image
 
-from lal_triton.benchmarks.scenes import NUCLEI, VOID, outline
-from lal_triton.benchmarks.training.small_network import RECIPE, SmallNetwork
+from lal_triton.benchmarks.scenes import VOID, outline, read_instances
+from lal_triton.benchmarks.training import small_network
 from lal_triton.benchmarks.training.task import Example, Task
 
 CLASS_NAMES = ("background", "nucleus", "boundary")
@@ -17,13 +14,10 @@ HEIGHT = 128  # rows of an example
 
 def make_task() -> Task:
     """Training on four images of 128 x 320 pixels, evaluation on four of 128 x 192."""
-    image = np.asarray(Image.open(NUCLEI / "image.png").convert("RGB"), dtype=np.float32) / 255
-    instances = np.asarray(Image.open(NUCLEI / "instances.png"), dtype=np.int64)
+    image, instances = read_instances()
     whole = Example("nuclei", torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label(instances)))
     training, evaluation = cut(whole, slice(SPLIT)), cut(whole, slice(SPLIT, None))
-    pixels = torch.stack([example.image for example in training])
-    make_network = partial(SmallNetwork, len(CLASS_NAMES), pixels.mean().item(), pixels.std().item())
-    return Task("nuclei", CLASS_NAMES, training, evaluation, make_network, RECIPE)
+    return small_network.make_task("nuclei", CLASS_NAMES, training, evaluation)
 
 
 def cut(whole: Example, columns: slice) -> list[Example]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss
 from lal_triton.benchmarks.scenes import VOID
-from lal_triton.benchmarks.training.evaluation import predict
+from lal_triton.benchmarks.training.evaluation import predict, upsampled_logits
 from lal_triton.benchmarks.training.task import Example
 
 ROWS = 4
@@ -53,19 +53,15 @@ def zoom_in(examples: Sequence[Example], network: nn.Module) -> dict[str, np.nda
     `loss_ce` and `loss_lal` `[h, w]` in nats. `gradient_ce` (mean cross-entropy), `gradient_lal_p1` and `gradient_lal`
     (K = 5, p = 1 and 3) `[h, w]`: norms over the classes, by their mean over the valid pixels of the example.
     """
-    predictions = [predict(network, example.image).cpu() for example in examples]
+    scores = [upsampled_logits(network, example.image).float().cpu() for example in examples]
+    predictions = [logits.argmax(0) for logits in scores]
     places = [
         most_errors((labels != example.target) & (example.target != VOID))
         for labels, example in zip(predictions, examples, strict=True)
     ]
     worst = max(range(len(places)), key=lambda index: places[index][0])
     example, (_, top, left) = examples[worst], places[worst]
-    target = example.target[None]
-    device = next(network.parameters()).device
-    with torch.no_grad():
-        logits = network(example.image[None].to(device)).logits.float().cpu()
-        align_corners = getattr(network, "align_corners", False)
-        logits = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=align_corners)
+    logits, target = scores[worst][None], example.target[None]
     maps = {
         "image": torch.from_numpy(to_bytes(example.image)),
         "truth": example.target.to(torch.uint8),

@@ -1,5 +1,7 @@
 """A small U-Net, which learns the embedded tasks on a CPU within seconds."""
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lal_triton.benchmarks.training.recipe import Recipe
-from lal_triton.benchmarks.training.task import Output
+from lal_triton.benchmarks.training.task import Example, Output, Task
 
 RECIPE = Recipe(  # rate and optimiser were chosen on cross-entropy alone; Adam's steps do not grow with a loss's scale
     iterations=300,
@@ -20,6 +22,19 @@ RECIPE = Recipe(  # rate and optimiser were chosen on cross-entropy alone; Adam'
 )
 WIDTHS = (32, 64)  # at strides 2 and 4
 GROUPS = 8  # of the group normalisation, which needs no batch
+
+
+def make_task(
+    name: str,
+    class_names: tuple[str, ...],
+    training: Sequence[Example],
+    evaluation: Sequence[Example],
+    recipe: Recipe = RECIPE,
+) -> Task:
+    """With the small network, which standardises by the training images (of one size)."""
+    pixels = torch.stack([example.image for example in training])
+    make_network = partial(SmallNetwork, len(class_names), pixels.mean().item(), pixels.std().item())
+    return Task(name, class_names, training, evaluation, make_network, recipe)
 
 
 class SmallNetwork(nn.Module):
