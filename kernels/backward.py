@@ -324,7 +324,8 @@ def write_gradient(
     if NORMALIZE:
         for j in tl.static_range(TH):
             # mean_c(dz) is 0: every gradient of a cost sums to 0 over the classes
-            slope = slope + (tl.sum(dot[j], 0)[None, :] * (rstds[j] * rstds[j] / C),)
+            # of large logits the square of rstd would vanish
+            slope = slope + (tl.sum(dot[j], 0)[None, :] * (rstds[j] / C) * rstds[j],)
             centre = centre + (tl.sum(excess[j], 0)[None, :] / C,)  # what rounding the mean left
 
     for c0 in range(0, merged_classes, GROUPS):

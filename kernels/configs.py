@@ -159,7 +159,7 @@ SLOPES_BLOCK = 1024
 
 def offsets_size(shape: Sequence[Any], options: LocalLoss, upsampled: bool) -> Any:
     """Elements of what `prepare_fwd_kernel` calls `offsets`, at most, for labels of this shape."""
-    if upsampled or not options.normalize:
+    if upsampled or not (options.normalize or len(options.window) > 1):
         return 0
     images, height, width = shape
     return images * (-(-height // BAND_ROWS)) * (-(-width // LEAST_BAND_COLUMNS))

@@ -115,7 +115,7 @@ class Upsampled:
         self._centre = Launch(
             centre_fwd_kernel,
             images * blocks,
-            {**self._low_resolution, **arguments.strides("stride", logits, "nchw")},
+            {**self._low_resolution, **arguments.strides("stride", logits, "nchw"), "NORMALIZE": options.normalize},
         )
         self._rstd = Launch(
             interpolated_rstd_kernel,

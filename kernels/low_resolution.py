@@ -8,6 +8,8 @@ import triton.language as tl
 from lal_triton.kernels.launching import kernel
 from lal_triton.kernels.strips import is_inside
 
+MOST_SPREAD = tl.constexpr(2.0**40)
+
 
 @triton.constexpr_function
 def down(k):
@@ -49,10 +51,15 @@ def centre_fwd_kernel(
     stride_c,
     stride_h,
     stride_w,
+    NORMALIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    """Logits less their mean over the classes, `[N, h, w, C]`; pixels with a logit that is not finite: 0, and bad."""
+    """Logits less their mean over the classes, `[N, h, w, C]`; pixels with a logit that is not finite: 0, and bad.
+
+    With NORMALIZE, so are those with a logit farther than MOST_SPREAD from the mean: the gradient of a standard score
+    has the third power of 1 / std, which would vanish.
+    """
     area = h.to(tl.int64) * w
     blocks = tl.cdiv(area, BLOCK)
     n = tl.program_id(0) // blocks
@@ -70,11 +77,16 @@ def centre_fwd_kernel(
         total += tl.sum(tl.where(c0 + classes < C, x - first, 0.0), 1)
     mean = first + (total / C)[:, None]
     rest = tl.zeros([BLOCK], tl.float32)
+    spread = tl.zeros([BLOCK], tl.float32)
     for c0 in range(0, C, CLASSES):
         x = load_classes(pointer, stride_c, c0 + classes, mask, C)
-        rest += tl.sum(tl.where(c0 + classes < C, x - mean, 0.0), 1)
+        difference = tl.where(c0 + classes < C, x - mean, 0.0)
+        rest += tl.sum(difference, 1)
+        spread = tl.maximum(spread, tl.max(tl.abs(difference), 1))
     rest = rest / C
     finite = tl.abs(rest) < float("inf")
+    if NORMALIZE:
+        finite = finite & (spread < MOST_SPREAD)
     pixel += n * area
     tl.store(bad + pixel, tl.where(finite, 0, 1), mask=inside)
     for c0 in range(0, C, CLASSES):

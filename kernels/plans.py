@@ -80,6 +80,7 @@ class Plan:
                 "COLUMNS": columns,
                 "OWN_LOGITS": not state.upsampled,
                 "MOMENTS": options.normalize and not state.upsampled,
+                "VOIDS": len(options.window) > 1 and not state.upsampled,
                 "num_warps": arguments.num_warps(configs.BAND_ROWS * columns // configs.PIXELS_PER_LANE, self._device),
             },
         )
@@ -128,12 +129,17 @@ def key_of(
         target.stride(),
         target.dtype,
         target.device,
-        None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.device),
-        None
-        if pixel_weight is None
-        else (pixel_weight.shape, pixel_weight.stride(), pixel_weight.dtype, pixel_weight.device),
+        _key_of_weight(weight),
+        _key_of_weight(pixel_weight),
         *rest,
     )
+
+
+def _key_of_weight(weight: Tensor | None) -> Hashable:
+    """With what decides whether the checks let the weights pass."""
+    if weight is None:
+        return None
+    return weight.shape, weight.stride(), weight.dtype, weight.device, weight.requires_grad and torch.is_grad_enabled()
 
 
 def known(key: Hashable) -> Plan | None:

@@ -1,11 +1,33 @@
 # mypy: ignore-errors
 """Labels in the kernels' own form and, per pixel, what the merge needs of the logits as a whole."""
 
+import triton
 import triton.language as tl
 
 from lal_triton.kernels.launching import kernel
 from lal_triton.kernels.state import MEAN, OFFSETS, OWN_LOGIT, RSTD, find_plane
 from lal_triton.kernels.strips import INVALID, VOID, wide
+
+SMALL_UNIT = tl.constexpr(2.0**-80)  # in which no finite logit, nor a sum of squares of them, overflows
+
+
+@triton.jit
+def moments(x_ptr, unit, inside, C, stride_c):
+    """The mean over the classes of the logits times a unit, and the sum of their squared differences from it.
+
+    Welford's recurrence, of the differences from one logit: a common offset would cost the variance its digits.
+    """
+    first = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32) * unit
+    average = tl.zeros_like(first)
+    squares = tl.zeros_like(first)
+    for c in range(C):
+        x = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32) * unit - first
+        delta = x - average
+        root = tl.rsqrt(wide(c).to(tl.float32) + 1.0)  # in place of a division
+        average += delta * (root * root)
+        squares += delta * (x - average)
+        x_ptr += stride_c
+    return average + first, squares
 
 
 @kernel
@@ -32,12 +54,14 @@ def prepare_fwd_kernel(
     COLUMNS: tl.constexpr,
     OWN_LOGITS: tl.constexpr,
     MOMENTS: tl.constexpr,
+    VOIDS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
     """`labels.encode_labels` of the target. Of logits of its size: that of the label, and the score's mean and 1 / std.
 
-    With the moments go the `offsets` `[N, bands, parts]` of ROWS x COLUMNS pixels: the largest |mean| / std of those
-    that have a label. What counts the programs of `pool_fwd_kernel` that have arrived is set to 0.
+    The `offsets` `[N, bands, parts]` of ROWS x COLUMNS pixels are the largest |mean| / std of those that have a label,
+    with MOMENTS, and with VOIDS infinite where a pixel without a label has a logit that is not finite. What counts the
+    programs of `pool_fwd_kernel` that have arrived is set to 0.
     """
     parts = tl.cdiv(W, COLUMNS)
     bands = tl.cdiv(H, ROWS)
@@ -59,22 +83,28 @@ def prepare_fwd_kernel(
     if OWN_LOGITS:
         own = tl.load(x_ptr + encoded * stride_c, mask=labelled, other=0.0).to(tl.float32)
         tl.store(find_plane(state, OWN_LOGIT, PLACES, plane_size) + pixel, own, mask=inside)
+    offset = tl.zeros(label.shape, tl.float32)
     if MOMENTS:
-        # Welford's recurrence, of the differences from one logit: a common offset would cost the variance its digits
-        first = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32)
-        average = tl.zeros([ROWS * COLUMNS], tl.float32)
-        squares = tl.zeros([ROWS * COLUMNS], tl.float32)
-        for c in range(C):
-            x = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32) - first
-            delta = x - average
-            root = tl.rsqrt(wide(c).to(tl.float32) + 1.0)  # in place of a division
-            average += delta * (root * root)
-            squares += delta * (x - average)
-            x_ptr += stride_c
-        average += first
-        rstd = tl.div_rn(1.0, tl.sqrt_rn(squares / C + eps))
+        unit = tl.full(label.shape, 1.0, tl.float32)
+        average, squares = moments(x_ptr, unit, inside, C, stride_c)
+        finite = squares < float("inf")
+        if tl.max((labelled & ~finite).to(tl.int32)) > 0:
+            unit = tl.where(finite, 1.0, SMALL_UNIT)
+            average, squares = moments(x_ptr, unit, inside, C, stride_c)
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(squares / C + eps * unit * unit)) * unit
+        average /= unit
         tl.store(find_plane(state, MEAN, PLACES, plane_size) + pixel, average, mask=inside)
         tl.store(find_plane(state, RSTD, PLACES, plane_size) + pixel, rstd, mask=inside)
         offset = tl.abs(average) * rstd
-        usable = labelled & (offset < float("inf"))
+        offset = tl.where(offset < float("inf"), offset, 0.0)
+    if VOIDS:
+        unlabelled = inside & (encoded < 0)
+        zeros = tl.zeros(label.shape, tl.float32)
+        if tl.max(unlabelled.to(tl.int32)) > 0:
+            for _ in range(C):
+                zeros += tl.load(x_ptr, mask=unlabelled, other=0.0).to(tl.float32) * 0.0
+                x_ptr += stride_c
+        offset = tl.where(unlabelled, tl.where(zeros == 0.0, 0.0, float("inf")), offset)
+    if MOMENTS or VOIDS:
+        usable = labelled | (offset == float("inf"))
         tl.store(find_plane(state, OFFSETS, PLACES, plane_size) + tile, tl.max(tl.where(usable, offset, 0.0)))

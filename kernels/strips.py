@@ -153,28 +153,43 @@ def find_pivot(
     W,
     plane_size,
     BAND: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
     NORMALIZE: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """What to subtract from all logits of the lane, to keep their common offset out of the sums, and whether that is 0.
+    """What to subtract from all logits of the lane, to keep their common offset out of the sums.
 
-    It is where no mean of the whole band of rows is larger than MOST_OFFSET standard deviations: the tile's height has
-    no say in it.
+    It is 0 where no mean of the whole band of rows is larger than MOST_OFFSET standard deviations: the tile's height
+    has no say in it. Gives, too, whether it is, and no logit at void that a window reaches is infinite or NaN.
     """
     pivot = tl.zeros(row.shape, tl.float32)
-    centred = True
-    if NORMALIZE:
+    plain = True
+    if NORMALIZE or KH * KW > 1:
         parts = tl.cdiv(W, BAND)
         bands = tl.cdiv(H, BAND_ROWS)
-        offsets = find_plane(state, OFFSETS, PLACES, plane_size) + (n * bands + tl.min(row) // BAND_ROWS) * parts
-        largest = 0.0
-        for k in range(0, parts, 128):
-            part = k + tl.arange(0, 128)
-            largest = tl.maximum(largest, tl.max(tl.load(offsets + part, mask=part < parts, other=0.0)))
-        centred = largest <= MOST_OFFSET
-        mean = find_plane(state, MEAN, PLACES, plane_size) + pixel
-        pivot = lane_pivot(mean, labels, row, col, H, W, tl.where(centred, 0, PIVOT_ROWS))
-    return pivot, centred
+        band = tl.min(row) // BAND_ROWS
+        reach: tl.constexpr = (KH // 2 + BAND_ROWS - 1) // BAND_ROWS
+        offsets = find_plane(state, OFFSETS, PLACES, plane_size) + n * bands * parts
+        largest = largest_offset(offsets + band * parts, parts)
+        plain = largest <= MOST_OFFSET
+        if reach > 0:
+            for k in range(tl.maximum(band - reach, 0), tl.minimum(band + reach + 1, bands)):
+                plain = plain & (largest_offset(offsets + k * parts, parts) < float("inf"))
+        if NORMALIZE:
+            mean = find_plane(state, MEAN, PLACES, plane_size) + pixel
+            pivot = lane_pivot(mean, labels, row, col, H, W, tl.where(largest <= MOST_OFFSET, 0, PIVOT_ROWS))
+    return pivot, plain
+
+
+@triton.jit
+def largest_offset(offsets, parts):
+    """Of a band of rows."""
+    largest = 0.0
+    for k in range(0, parts, 128):
+        part = k + tl.arange(0, 128)
+        largest = tl.maximum(largest, tl.max(tl.load(offsets + part, mask=part < parts, other=0.0)))
+    return largest
 
 
 @triton.jit
@@ -364,7 +379,9 @@ def prepare_merge(
     own = load_own_labels(labels, row, col, H, W, TH)
     image = n + first_image
     plane_pixel = image * H * W + offset
-    pivot, centred = find_pivot(state, labels, image, plane_pixel, row, col, H, W, plane_size, BAND, NORMALIZE, PLACES)
+    pivot, plain = find_pivot(
+        state, labels, image, plane_pixel, row, col, H, W, plane_size, BAND, KH, KW, NORMALIZE, PLACES
+    )
     state += plane_pixel
     site = (labels, find_plane(state, RSTD, PLACES, plane_size), window, own, row, col, H, W)
     own_logits = find_plane(state, OWN_LOGIT, PLACES, plane_size)
@@ -375,7 +392,7 @@ def prepare_merge(
     scale, start, own_merged = logit_units(inverse, sums, TH, BOUNDED)
     weights = scale_weights(weights, scale, KH, KW, TH, LARGE)
     pointer = logits + n * stride_n + lane_offset(row, col, stride_h, stride_w)
-    return n, pixel, state, pointer, site, weights, pivot, inverse, start, own_merged, interior & centred
+    return n, pixel, state, pointer, site, weights, pivot, inverse, start, own_merged, interior & plain
 
 
 @triton.jit
@@ -396,7 +413,7 @@ def merge_class(
 ):
     """`merged` plus the weighted sum of one class, or of a column of them, with `pointer` at the lane's first pixel.
 
-    FAST where no window leaves the image and the pivot is 0.
+    FAST where no window leaves the image, the pivot is 0, and what stands at void is finite; else NaN at void adds 0.
     """
     labels, _, window, own, row, col, H, W = site
     if LARGE:
@@ -414,11 +431,22 @@ def merge_class(
             line = pointer + wide(r - KH // 2) * stride_h
             for cc in tl.static_range(KW):
                 x_ptr = line + wide(cc - KW // 2) * stride_w
-                if FAST:
+                if KH * KW == 1:
+                    x = tl.load(x_ptr, mask=own[r] >= 0, other=0.0).to(tl.float32) - pivot
+                elif FAST:
                     x = tl.load(x_ptr).to(tl.float32)
                 else:
-                    inside = is_inside(row + (r - KH // 2), col + (cc - KW // 2), H, W)
-                    x = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32) - pivot
+                    used = is_inside(row + (r - KH // 2), col + (cc - KW // 2), H, W)
+                    if not SCALED:
+                        weighs = tl.zeros(row.shape, tl.int1)
+                        for j in tl.static_range(TH):
+                            if feeds(r, j, KH):
+                                weighs = weighs | (weights[slot(r, cc, j, KH, KW, TH)] != 0)
+                        used = used & weighs
+                    x = tl.load(x_ptr, mask=used, other=0.0).to(tl.float32)
+                    if SCALED:  # the scale of a label's pixel is NaN with its logit, and that of void has no weight
+                        x = tl.where(tl.abs(x) < float("inf"), x, 0.0)
+                    x -= pivot
                 new = ()
                 for j in tl.static_range(TH):
                     if feeds(r, j, KH):

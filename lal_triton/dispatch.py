@@ -23,6 +23,14 @@ def constant_in_graphs(function: Function) -> Function:
 def backend_for(backend: str, logits: torch.Tensor, size: torch.Size, options: LocalLoss) -> str:
     """The backend for these logits and labels of this size."""
     chosen = choose_backend(backend, logits.device.type, logits.dtype)
+    if len(logits) == 0:
+        return "reference"
+    if validation.has_tangent(logits):
+        if backend not in ("auto", "reference"):
+            raise NotImplementedError(
+                f'backend is "{backend}" and logits carry a forward-mode derivative, expected "reference" or "auto"'
+            )
+        return "reference"
     low = logits.shape[2:]
     if chosen != "triton" or low == size or upsampling_is_served(low, size, options):
         return chosen

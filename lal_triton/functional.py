@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
-from lal_triton import center, max_pooling, pooling, reference, triton_ops, validation
+from lal_triton import center, derivatives, max_pooling, pooling, reference, subclasses, triton_ops, validation
 from lal_triton.dispatch import backend_for
 from lal_triton.labels import centre_mask, encode_labels
+from lal_triton.ops import differentiable_local_loss, differentiable_power_norms
 from lal_triton.options import KernelSize, LocalLoss, Pooling, Window, loss_dtype, make_options
 
 
@@ -271,11 +271,15 @@ def evaluate(
         return _at_centres(value, options) if reduction == "none" else value
 
     p = validation.check_number("p", p, low=1)
-    validation.check_integer("ignore_index", ignore_index)
+    ignore_index = validation.check_integer("ignore_index", ignore_index)
+    given = logits
+    inputs = subclasses.Inputs(logits, target, weight, pixel_weight, process_group)
+    logits, target, weight, pixel_weight, process_group = subclasses.unwrap(inputs)
     validation.check_pooling(reduction, pool, pooling_ratio, pooling_norm, process_group)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, upsample)
     _warn_of_two_classes(logits, options)
+    _warn_of_void_class(logits, ignore_index)
     whole = logits
     logits = _shrink(logits, target.shape[1:], options.align_corners)
     backend = backend_for(backend, logits, target.shape[1:], options)
@@ -307,13 +311,14 @@ def evaluate(
 
     pooled_by_norm = reduction not in ("none", "max_pooling")
     if backend == "torch" and pooled_by_norm and logits.requires_grad and torch.is_grad_enabled():
-        norms = torch.ops.lal_triton.power_norms(logits, labels, class_weight, omega, p, *options)[0]
+        origin = derivatives.origin(logits)
+        norms = differentiable_power_norms(logits, labels, class_weight, omega, origin, p, *options)[0]
         return pooling.pool_norms(norms, mass, reduction, p, pool, process_group)
 
     if backend == "triton":
         losses = triton_ops.local_loss(logits, target, class_weight, options, ignore_index)
     elif backend == "torch":
-        losses = torch.ops.lal_triton.local_loss(logits, labels, class_weight, *options)
+        losses = differentiable_local_loss(logits, labels, class_weight, *options)
     else:
         losses = reference.local_loss(logits, labels, class_weight, options)
     if pooled_by_norm:
@@ -321,11 +326,12 @@ def evaluate(
         return pooling.pool_norms(norms, mass, reduction, p, pool, process_group)
     losses = losses * omega
     if reduction == "none":
-        return _at_centres(losses, options)
-    images = len(mass) if pool == "image" else 1
-    valid = centre_mask(labels, options.stride).view(images, -1)
-    maxima = max_pooling.max_pool(losses.view(images, -1), valid, pooling_ratio, pooling_norm)
-    return pooling.mean_over_images(maxima, mass.view(images, -1).sum(1) > 0, process_group)
+        return subclasses.like_logits(_at_centres(losses, options), given)
+    valid = centre_mask(labels, options.stride)
+    if pool == "batch":
+        losses, valid, mass = losses.flatten()[None], valid.flatten()[None], mass.sum()[None]
+    maxima = max_pooling.max_pool(losses.flatten(1), valid.flatten(1), pooling_ratio, pooling_norm)
+    return pooling.mean_over_images(maxima, mass > 0, process_group)
 
 
 def _at_centres(losses: Tensor, options: LocalLoss) -> Tensor:
@@ -348,6 +354,16 @@ def _warn_of_two_classes(logits: Tensor, options: LocalLoss) -> None:
         warnings.warn(
             "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
             "and its gradient nearly vanishes; normalize=False avoids it",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_of_void_class(logits: Tensor, ignore_index: int) -> None:
+    if ignore_index == 255 and logits.shape[1] > 255 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"with C = {logits.shape[1]} classes the ignore_index 255 is a class, too, whose pixels are void; pass "
+            "another ignore_index",
             UserWarning,
             stacklevel=4,
         )

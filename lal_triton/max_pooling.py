@@ -17,6 +17,8 @@ def max_pool(losses: torch.Tensor, valid: torch.Tensor, ratio: float, norm: floa
 
     The gradient holds the optimal weights fixed, which makes it a subgradient of this convex function.
     """
+    if losses.numel() == 0:
+        return losses.sum(1)
     count = valid.sum(1)
     with torch.no_grad():
         weights = _bounded_weights(losses, ratio * count.double(), norm)

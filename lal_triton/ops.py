@@ -1,17 +1,18 @@
-"""The torch backend's custom ops: opaque to torch.compile, out-of-place, with fake kernels and autograd.
+"""The torch backend's custom ops: opaque to torch.compile, autocast and torch.func, with fake kernels and autograd.
 
 prepare               encoded labels and omega(p), after the checks that read values (on the CPU: a GPU would stall)
 local_loss            the map of per-pixel losses; differentiable for any gradient of the map
 power_norms           each image's power norm; its forward computes the gradient too, up to one factor per row
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lal_triton import pooling, torch_backend, validation
+from lal_triton import derivatives, pooling, torch_backend, validation
 from lal_triton.labels import centre_mask, encode_labels
 from lal_triton.options import LocalLoss, loss_dtype
 
@@ -29,9 +30,31 @@ library.define(
     f"local_loss_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor"
 )
 library.define(
-    f"power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, float p, {OPTIONS})"
+    f"power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, Tensor origin, float p, {OPTIONS})"
     " -> (Tensor norms, Tensor gradient, Tensor factor)"
 )
+
+
+def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The op, whose implementation runs without autocast, and whose batches under vmap are walked one by one."""
+
+    @functools.wraps(implementation)
+    def run(*arguments: Any) -> Any:
+        device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
+        with torch.autocast(device, enabled=False):
+            return implementation(*arguments)
+
+    library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lal_triton::{name}", fake, lib=library)
+    op = getattr(torch.ops.lal_triton, name)
+    torch.library.register_vmap(f"lal_triton::{name}", derivatives.map_over_batch(op), lib=library)
+    return op
+
+
+def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The differentiable op."""
+    torch.library.register_autograd(f"lal_triton::{name}", backward, setup_context=setup_context, lib=library)
+    return derivatives.transformable(getattr(torch.ops.lal_triton, name), setup_context, backward)
 
 
 def prepare(
@@ -91,12 +114,18 @@ def _save_local_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _local_loss_autograd(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    logits, labels, weight = ctx.saved_tensors
     none = [None] * (2 + len(ctx.options))
-    return torch.ops.lal_triton.local_loss_backward(gradient, *ctx.saved_tensors, *ctx.options), *none
+    backward = torch.ops.lal_triton.local_loss_backward
+
+    def of_logits() -> Tensor:
+        return backward(gradient, logits, labels, weight, *ctx.options)
+
+    return derivatives.first_derivative(of_logits, gradient, logits), *none
 
 
 def power_norms(
-    logits: Tensor, labels: Tensor, weight: Tensor | None, omega: Tensor, p: float, *options: Any
+    logits: Tensor, labels: Tensor, weight: Tensor | None, omega: Tensor, origin: Tensor, p: float, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     losses, gradient, scale = torch_backend.local_loss_and_gradient(
         logits, labels, weight, omega, p, local_loss_of(options)
@@ -113,7 +142,7 @@ def _power_norms_fake(logits: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, 
 
 
 def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(*output[1:], inputs[4])
     ctx.num_inputs, ctx.dtype = len(inputs), inputs[0].dtype
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # zeros for the other outputs would be of the logits' size
@@ -123,22 +152,17 @@ def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[T
     none = [None] * (ctx.num_inputs - 1)
     if gradient is None:
         return None, *none
-    unscaled, factor = ctx.saved_tensors
-    scaled = unscaled * (factor * gradient[:, None])[:, None, :, None]
-    return scaled.to(ctx.dtype), *none
+    unscaled, factor, origin = ctx.saved_tensors
+
+    def of_logits() -> Tensor:
+        return (unscaled * (factor * gradient[:, None])[:, None, :, None]).to(ctx.dtype)
+
+    return derivatives.first_derivative(of_logits, gradient, origin), *none
 
 
-for _name, _implementation, _fake in (
-    ("prepare", prepare, _prepare_fake),
-    ("local_loss", local_loss, _local_loss_fake),
-    ("local_loss_backward", local_loss_backward, _local_loss_backward_fake),
-    ("power_norms", power_norms, _power_norms_fake),
-):
-    library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lal_triton::{_name}", _fake, lib=library)
-torch.library.register_autograd(
-    "lal_triton::local_loss", _local_loss_autograd, setup_context=_save_local_loss, lib=library
-)
-torch.library.register_autograd(
-    "lal_triton::power_norms", _power_norms_autograd, setup_context=_save_power_norms, lib=library
-)
+register("prepare", prepare, _prepare_fake)
+register("local_loss", local_loss, _local_loss_fake)
+register("local_loss_backward", local_loss_backward, _local_loss_backward_fake)
+register("power_norms", power_norms, _power_norms_fake)
+differentiable_local_loss = register_autograd("local_loss", _save_local_loss, _local_loss_autograd)
+differentiable_power_norms = register_autograd("power_norms", _save_power_norms, _power_norms_autograd)

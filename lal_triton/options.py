@@ -84,25 +84,23 @@ def make_options(
         kernel_width=width,
         stride=validation.check_integer("stride", stride, low=1),
         average=average,
-        normalize=bool(normalize),
+        normalize=validation.check_boolean("normalize", normalize),
         eps=validation.check_number("eps", eps, low=0, strict=True),
         cost=cost,
         focal_alpha=validation.check_number("focal_alpha", focal_alpha, low=0),
         focal_gamma=validation.check_number("focal_gamma", focal_gamma, low=0),
         label_smoothing=validation.check_number("label_smoothing", label_smoothing, low=0, high=1),
-        align_corners=bool(align_corners),
+        align_corners=validation.check_boolean("align_corners", align_corners),
     )
 
 
 def window_weights(window: Window, kernel_size: tuple[int, int]) -> tuple[float, ...]:
     """Row-major weights w(d) of the window: 2^(1 - chessboard distance), ones, or the caller's own."""
     height, width = kernel_size
-    if isinstance(window, str):
-        validation.check_choice("window", window, WINDOWS)
-        if window == "uniform":
-            return (1.0,) * (height * width)
-        rows, columns = range(-(height // 2), height // 2 + 1), range(-(width // 2), width // 2 + 1)
-        return tuple(2.0 ** (1 - max(abs(i), abs(j))) for i in rows for j in columns)
-    values = window.tolist() if isinstance(window, torch.Tensor) else [list(row) for row in window]
-    validation.check_window(values, kernel_size)
-    return tuple(float(value) for row in values for value in row)
+    if not isinstance(window, str):
+        return validation.check_window(window, kernel_size)
+    validation.check_choice("window", window, WINDOWS)
+    if window == "uniform":
+        return (1.0,) * (height * width)
+    rows, columns = range(-(height // 2), height // 2 + 1), range(-(width // 2), width // 2 + 1)
+    return tuple(2.0 ** (1 - max(abs(i), abs(j))) for i in rows for j in columns)

@@ -16,7 +16,7 @@ from lal_triton import ranks
 def power_norm(losses: torch.Tensor, omega: torch.Tensor, p: float) -> torch.Tensor:
     """(sum omega losses^p)^(1/p) over all but the first dimension; `losses` >= 0, `omega` >= 0, the result `[N]`."""
     losses, omega = losses.flatten(1), omega.flatten(1)
-    if p == 1:
+    if p == 1 or losses.shape[1] == 0:
         return (omega * losses).sum(1)
     largest = torch.where(omega > 0, losses, 0).amax(1).detach()
     scale = torch.where(largest == 0, 1, largest)

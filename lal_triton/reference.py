@@ -4,6 +4,8 @@ In float64 it is the oracle of the tests. Autograd keeps k^2 tensors of the logi
 `labels.encode_labels`.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -11,20 +13,35 @@ from lal_triton.labels import INVALID, VOID, centre_mask
 from lal_triton.options import LocalLoss, loss_dtype
 
 
-def standard_score(logits: torch.Tensor, eps: float) -> torch.Tensor:
-    """(x - mean) / sqrt(var + eps) over the classes, with the population variance."""
-    centred = logits - logits.mean(1, keepdim=True)
-    return centred * (centred.square().mean(1, keepdim=True) + eps).rsqrt()
+def standard_score(logits: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """z = (x - mean) / sqrt(var + eps) over dimension 1, with the population variance; and 1 / sqrt(var + eps).
+
+    Large logits are scaled by a power of two before they are summed and squared, and eps by its square.
+    """
+    scale = score_scale(logits.detach().abs().amax(1, keepdim=True))
+    scaled = logits * scale
+    centred = scaled - scaled.mean(1, keepdim=True)
+    variance = centred.square().mean(1, keepdim=True)
+    flat = variance == 0  # eps is all that is left where a pixel's logits are equal, and its scaled form can underflow
+    rstd = torch.where(flat, eps**-0.5 / scale, (torch.where(flat, 1, variance) + eps * scale.square()).rsqrt())
+    return centred * rstd, rstd * scale
+
+
+def score_scale(largest: torch.Tensor) -> torch.Tensor:
+    """A power of two for each largest |logit|, with which no sum over the classes or of squares overflows."""
+    exponent = 1 + math.frexp(torch.finfo(largest.dtype).max)[1]  # 129 of float32, 1025 of float64
+    return torch.where(largest > 2.0 ** (exponent * 5 // 16), 2.0 ** -(exponent * 5 // 8), 1.0).to(largest.dtype)
 
 
 def merge(logits: torch.Tensor, labels: torch.Tensor, options: LocalLoss) -> torch.Tensor:
     """Eq. 1-2: f(p) = 1/xi(p) sum_q mu(p, q) w(q - p) z(q), 0 at void."""
     height, width = logits.shape[-2:]
-    z = standard_score(logits, options.eps) if options.normalize else logits
+    valid = labels != VOID
+    logits = torch.where(valid[:, None], logits, 0)
+    z = standard_score(logits, options.eps)[0] if options.normalize else logits
     rows, columns = options.kernel_height // 2, options.kernel_width // 2
     border = (columns, columns, rows, rows)
     padded, padded_labels = F.pad(z, border), F.pad(labels, border, value=VOID)
-    valid = labels != VOID
     merged = torch.zeros_like(z)
     xi = torch.zeros_like(z[:, 0])
     for tap, w in enumerate(options.window):
@@ -47,7 +64,7 @@ def local_cost(
         miss = -torch.expm1(-nll).clamp(max=-torch.finfo(nll.dtype).tiny)  # 0^(gamma - 1) has no finite slope
         return options.focal_alpha * miss**options.focal_gamma * nll
     weight = merged.new_ones(num_classes) if weight is None else weight.to(merged.dtype)
-    smooth = torch.einsum("nchw,c->nhw", surprise, weight) / num_classes
+    smooth = (surprise * weight[:, None, None]).sum(1) / num_classes
     return ((1 - options.label_smoothing) * weight[own] * nll + options.label_smoothing * smooth).clamp(min=0)
 
 

@@ -7,7 +7,7 @@ where the merge sums rows of standard scores, and in `torch_upsampling` where th
 import torch
 from torch import Tensor
 
-from lal_triton import torch_upsampling
+from lal_triton import reference, torch_upsampling
 from lal_triton.labels import INVALID, VOID, centre_mask
 from lal_triton.options import LocalLoss, loss_dtype
 from lal_triton.torch_cost import cost_gradient, local_cost
@@ -87,9 +87,9 @@ def _sweep_bands(
             whole = slice(0, pixels.stop - pixels.start)
             inside = slice(halo * layout.pitch, (halo + last - first) * layout.pitch)
 
-            z, rstd = _score(
-                logits[image], first - halo - layout.rows, last + halo + layout.rows, scores, layout, options
-            )
+            scored = first - halo - layout.rows, last + halo + layout.rows
+            void = flat_labels[image, layout.pixels(*scored)] == VOID
+            z, rstd = _score(logits[image], void, *scored, scores, layout, options)
             taps.select(image, pixels)
             f = taps.merge(z, whole).mul_(taps.xi.reciprocal()[:, None])
             cost = local_cost(f, flat_labels[image, pixels], weight, options)
@@ -114,23 +114,33 @@ def _layout(logits: Tensor, options: LocalLoss) -> Layout:
 
 
 def _score(
-    logits: Tensor, first: int, last: int, table: Tensor, layout: Layout, options: LocalLoss
+    logits: Tensor, void: Tensor, first: int, last: int, table: Tensor, layout: Layout, options: LocalLoss
 ) -> tuple[Tensor, Tensor]:
-    """Fills the table with the scores of rows [first, last), 0 beyond the image; returns its used part and 1 / std."""
-    low, high = max(first, 0), min(last, layout.height)
+    """Fills the table with the scores of rows [first, last), 0 at void; returns its used part and 1 / std."""
     used = table[: layout.table_length(last - first)]
-    rows = layout.rows_of(layout.inside(used))
-    rows[: low - first] = 0
-    rows[low - first : high - first] = logits[:, low:high].permute(1, 2, 0)
-    rows[high - first :] = 0
-    used[len(used) - layout.reach :] = 0
+    _fill(used, logits, void, first, last, layout)
     if not options.normalize:
         return used, used[:, 0]
     mean = used.new_full(used.shape[1:], 1 / used.shape[1])
     used.sub_(used.mv(mean)[:, None])
     residual = used.mv(mean)  # of a mean that was rounded; it matters where a large offset hides a small variance
-    rstd = used.square().mv(mean).sub_(residual.square_()).add_(options.eps).rsqrt_()
+    variance = used.square().mv(mean).sub_(residual.square_())
+    if not bool(variance.isfinite().all()):
+        _fill(used, logits, void, first, last, layout)
+        z, rstd = reference.standard_score(used, options.eps)
+        return used.copy_(z), rstd[:, 0]
+    rstd = variance.add_(options.eps).rsqrt_()
     return used.mul_(rstd[:, None]), rstd
+
+
+def _fill(used: Tensor, logits: Tensor, void: Tensor, first: int, last: int, layout: Layout) -> None:
+    """The logits of rows [first, last), 0 at void: beyond the image, too."""
+    low, high = max(first, 0), min(last, layout.height)
+    pixels = layout.inside(used)
+    layout.rows_of(pixels)[low - first : high - first] = logits[:, low:high].permute(1, 2, 0)
+    pixels.index_fill_(0, void.nonzero()[:, 0], 0)
+    used[: layout.reach] = 0
+    used[len(used) - layout.reach :] = 0
 
 
 def _unscore(dz: Tensor, z: Tensor, rstd: Tensor) -> Tensor:

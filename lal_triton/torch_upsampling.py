@@ -55,10 +55,12 @@ def sweep(
             mixture = band.to_tiles(taps.merge(table, band.inside).div_(xi))
             frames = source.logits.flatten(0, 1)[band.frames]
             f = torch.bmm(mixture, frames).flatten(0, 1)
-            cost = local_cost(f, band.to_tiles(flat_labels[image, own]).flatten(), weight, options)
+            tile_labels = band.to_tiles(flat_labels[image, own])
+            cost = local_cost(f, tile_labels.flatten(), weight, options)
             if source.bad is not None:
                 holds = (mixture != 0).to(f.dtype)
                 spoiled = torch.bmm(holds, source.bad.flatten()[band.frames][..., None]) > 0
+                spoiled &= (tile_labels != VOID)[..., None]
                 cost.losses.masked_fill_(spoiled.flatten(), torch.nan)
                 if total is not None:
                     total.spoil(band, torch.bmm(holds.transpose(1, 2), spoiled.to(f.dtype)))
@@ -76,7 +78,8 @@ def sweep(
                 margin = layout.lead + band.inside.start
                 slopes = taps.merge_transposed(F.pad(slopes, (0, 0, margin, margin)), slice(0, len(taps.xi)))
                 slope = (slopes * layout.inside(table)).sum(1)  # by log(rstd)
-                total.add_variance_gradient(band, layout.rows_of(slope * rstd.square() * (-0.5 / num_classes)))
+                slope = slope.double() * rstd.double().square() * (-0.5 / num_classes)
+                total.add_variance_gradient(band, layout.rows_of(slope))
         if total is not None:
             out.gradient[image], out.scale[image] = total.finish(options.normalize)
 
@@ -183,8 +186,8 @@ class _Total:
 
     def add_variance_gradient(self, band: _Band, slope: Tensor) -> None:
         """Adds the gradient by the squared norms of the band's pixels, carried to the Gram planes."""
-        same_column = slope.double() @ band.columns.squares
-        next_column = 2 * (slope.double() @ band.columns.products)
+        same_column = slope @ band.columns.squares
+        next_column = 2 * (slope @ band.columns.products)
         own, right = band.squares.T @ same_column, band.squares.T @ next_column
         below, diagonal = 2 * (band.products.T @ same_column), band.products.T @ next_column
         self.gram[:, band.low_rows] += torch.stack([own, right, below, diagonal]) * self.factor[:, None]
@@ -195,7 +198,11 @@ class _Total:
         factor = self.derivative.rescale(self.scale, largest)
         gradient = self.gradient.mul_(factor[:, None, None])
         if normalize:
-            gradient += _neighbours(self.source.logits, self.gram * factor[:, None])
+            exponent = torch.frexp(
+                self.source.logits.abs().amax()
+            ).exponent  # of the square of 1 / std, gram could vanish
+            logits = torch.ldexp(self.source.logits, -exponent)
+            gradient += _neighbours(logits, torch.ldexp(self.gram * factor[:, None], exponent))
         if self.source.bad is not None:
             gradient[self.spoiled] = torch.nan
         return gradient.permute(2, 0, 1), largest

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
-from lal_triton import validation
+from lal_triton import derivatives, validation
 from lal_triton.dispatch import constant_in_graphs
 from lal_triton.kernels import configs
 from lal_triton.kernels.layouts import State
-from lal_triton.ops import OPTIONS, library, local_loss_of
+from lal_triton.ops import OPTIONS, library, local_loss_of, register, register_autograd
 from lal_triton.options import LocalLoss, Pooling
 
 _POOLING = "str reduction, float p, int ignore_index, bool keep"
@@ -59,7 +59,7 @@ def pooled_loss(
         weight = weight.detach().contiguous()
     if torch.compiler.is_compiling() or not _is_plain(logits):
         keep = _is_differentiable(logits) and _keep_is_chosen(options, logits.dtype, logits.device)
-        return torch.ops.lal_triton.pooled_loss(logits, target, weight, pixel_weight, *options, *pooling, keep)[0]
+        return _differentiable_pooled_loss(logits, target, weight, pixel_weight, *options, *pooling, keep)[0]
     from lal_triton.kernels import plans
 
     key = _key(plans, logits, target, weight, pixel_weight, request or (options, pooling))
@@ -74,10 +74,11 @@ def local_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
 
 
 def _is_plain(logits: Tensor) -> bool:
-    """Whether nothing but autograd looks at the operations: no dispatch mode, functorch transform or subclass."""
+    """Whether nothing but autograd looks at the operations: no dispatch mode, transform, dual level or subclass."""
     return not (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or type(logits) not in (Tensor, torch.nn.Parameter)
     )
 
@@ -121,16 +122,12 @@ class _PooledLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        step = _backward_once if torch.is_grad_enabled() else _backward  # as it is for second derivatives
-        return step(ctx, gradient), None
+        logits, weight, pixel_weight, *saved = ctx.saved_tensors
 
+        def of_logits() -> Tensor:
+            return ctx.plan.backward(gradient, logits, weight, pixel_weight, saved)
 
-def _backward(ctx: Any, gradient: Tensor) -> Tensor:
-    logits, weight, pixel_weight, *saved = ctx.saved_tensors
-    return ctx.plan.backward(gradient, logits, weight, pixel_weight, saved)
-
-
-_backward_once = once_differentiable(_backward)
+        return derivatives.first_derivative(of_logits, gradient, logits), None
 
 
 def _pooled_loss(
@@ -198,13 +195,14 @@ def _autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None
     none = [None] * (3 + len(ctx.options))
     if gradient is None:
         return None, *none
-    return torch.ops.lal_triton.pooled_loss_backward(gradient, *ctx.saved_tensors, *ctx.options), *none
+    logits, *rest = ctx.saved_tensors
+
+    def of_logits() -> Tensor:
+        return torch.ops.lal_triton.pooled_loss_backward(gradient, logits, *rest, *ctx.options)
+
+    return derivatives.first_derivative(of_logits, gradient, logits), *none
 
 
-for _name, _implementation, _fake in (
-    ("pooled_loss", _pooled_loss, _pooled_loss_fake),
-    ("pooled_loss_backward", _pooled_loss_backward, _pooled_loss_backward_fake),
-):
-    library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lal_triton::{_name}", _fake, lib=library)
-torch.library.register_autograd("lal_triton::pooled_loss", _autograd, setup_context=_save, lib=library)
+register("pooled_loss", _pooled_loss, _pooled_loss_fake)
+register("pooled_loss_backward", _pooled_loss_backward, _pooled_loss_backward_fake)
+_differentiable_pooled_loss = register_autograd("pooled_loss", _save, _autograd)

@@ -1,10 +1,14 @@
 """Every check of the arguments: each message names the argument, the value found and what was expected."""
 
 import math
+import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 BACKENDS = ("auto", "torch", "triton", "reference")
 REDUCTIONS = ("minkowski", "mean", "sum", "none", "max_pooling")
@@ -18,24 +22,36 @@ def check_choice(name: str, value: object, known: Sequence[str | None]) -> None:
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, strict: bool = False) -> float:
-    """A finite real number in [low, high), or in (low, high) when `strict`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}, expected a number")
+    """A finite real number in [low, high), or in (low, high) when `strict`, of Python or of numpy."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}, expected a number{_item_hint(value)}")
     if not low <= value < high or (strict and value == low):  # false of NaN, too
         raise ValueError(f"{name} is {value!r}, expected a finite number in {'(' if strict else '['}{low}, {high})")
     return float(value)
 
 
 def check_integer(name: str, value: Any, low: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}, expected an integer")
+    """An integer of Python or of numpy."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is {value!r}, expected an integer{_item_hint(value)}")
     if low is not None and value < low:
         raise ValueError(f"{name} is {value!r}, expected an integer >= {low}")
-    return value
+    return operator.index(value)
+
+
+def check_boolean(name: str, value: Any) -> bool:
+    """True or False of Python or of numpy: bool("false") is True."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}, expected True or False{_item_hint(value)}")
+    return bool(value)
+
+
+def _item_hint(value: Any) -> str:
+    return "; pass its .item()" if isinstance(value, torch.Tensor | np.ndarray) else ""
 
 
 def check_kernel_size(value: Any) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
+    pair = (value, value) if isinstance(value, numbers.Integral) else value
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise TypeError(f"kernel_size is {value!r}, expected an odd integer >= 1 or a pair of them")
     height, width = (check_integer("kernel_size", size) for size in pair)
@@ -44,22 +60,27 @@ def check_kernel_size(value: Any) -> tuple[int, int]:
     return height, width
 
 
-def check_window(values: Any, kernel_size: tuple[int, int]) -> None:
+def check_window(window: Any, kernel_size: tuple[int, int]) -> tuple[float, ...]:
+    """The row-major weights of a `[Kh, Kw]` tensor, array or nested sequence."""
     height, width = kernel_size
-    if (
-        not isinstance(values, list)
-        or len(values) != height
-        or any(not isinstance(row, list) or len(row) != width for row in values)
-    ):
-        raise ValueError(f"window is {values!r}, expected the shape [{height}, {width}] of kernel_size")
-    flat = [value for row in values for value in row]
-    if not all(math.isfinite(value) and value >= 0 for value in flat):
-        raise ValueError(f"window holds {values!r}, expected finite weights >= 0")
-    if flat[len(flat) // 2] <= 0:
-        raise ValueError(f"window has the centre {flat[len(flat) // 2]!r}, expected a positive weight")
+    check_constant("window", window)
+    try:
+        rows = [list(row) for row in (window.tolist() if isinstance(window, torch.Tensor) else window)]
+    except TypeError:
+        raise TypeError(f"window is {window!r}, expected 'chessboard', 'uniform' or [Kh, Kw] weights") from None
+    if len(rows) != height or any(len(row) != width for row in rows):
+        raise ValueError(f"window is {rows!r}, expected the shape [{height}, {width}] of kernel_size")
+    weights = [value for row in rows for value in row]
+    if not all(isinstance(value, numbers.Real) for value in weights):
+        raise TypeError(f"window holds {rows!r}, expected numbers")
+    if not all(math.isfinite(value) and value >= 0 for value in weights):
+        raise ValueError(f"window holds {rows!r}, expected finite weights >= 0")
+    if weights[len(weights) // 2] <= 0:
+        raise ValueError(f"window has the centre {weights[len(weights) // 2]!r}, expected a positive weight")
+    return tuple(float(value) for value in weights)
 
 
-def check_pooling(reduction: str, pool: str, pooling_ratio: float, pooling_norm: float, process_group: object) -> None:
+def check_pooling(reduction: str, pool: str, pooling_ratio: Any, pooling_norm: Any, process_group: object) -> None:
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("pool", pool, ("image", "batch"))
     if check_number("pooling_ratio", pooling_ratio, low=0, strict=True) > 1:
@@ -87,6 +108,7 @@ def check_tensors(
     check_weight(weight, logits.shape[1])
     if pixel_weight is not None:
         _check_real("pixel_weight", pixel_weight)
+        check_constant("pixel_weight", pixel_weight)
         if pixel_weight.shape != target.shape:
             raise ValueError(
                 f"pixel_weight has the shape {list(pixel_weight.shape)}, expected that of target, {list(target.shape)}"
@@ -97,12 +119,14 @@ def check_tensors(
 def check_dense(name: str, planes: torch.Tensor, least: int) -> None:
     """Logits, with at least two classes, or features: `[N, C, H, W]`, floating-point."""
     _check_tensor(name, planes)
+    if planes.layout != torch.strided:
+        raise TypeError(f"{name} has the layout {planes.layout}, expected torch.strided")
     if planes.dim() != 4:
         raise ValueError(f"{name} has the shape {list(planes.shape)}, expected [N, C, H, W]")
     if planes.dtype not in LOGIT_DTYPES:
         raise TypeError(f"{name} has the dtype {planes.dtype}, expected one of {_names(LOGIT_DTYPES)}")
-    if 0 in planes.shape:
-        raise ValueError(f"{name} has the shape {list(planes.shape)}, expected no empty dimension")
+    if 0 in planes.shape[1:]:
+        raise ValueError(f"{name} has the shape {list(planes.shape)}, expected no empty dimension but the batch")
     if planes.shape[1] < least:
         raise ValueError(
             f"{name} has C = {planes.shape[1]} classes, expected at least {least} (binary logits: stack [0, x])"
@@ -118,8 +142,8 @@ def check_target(target: torch.Tensor, planes: torch.Tensor, name: str) -> None:
         raise ValueError(f"target has the shape {list(target.shape)}, expected [N, H, W]{hint}")
     if target.dtype not in TARGET_DTYPES:
         raise TypeError(f"target has the dtype {target.dtype}, expected one of {_names(TARGET_DTYPES)}")
-    if 0 in target.shape:
-        raise ValueError(f"target has the shape {list(target.shape)}, expected no empty dimension")
+    if 0 in target.shape[1:]:
+        raise ValueError(f"target has the shape {list(target.shape)}, expected no empty dimension but the batch")
     if target.shape[1] * target.shape[2] >= 2**31:
         raise ValueError(f"target has the shape {list(target.shape)}, expected fewer than 2^31 pixels in an image")
     if target.shape[0] != planes.shape[0]:
@@ -156,8 +180,39 @@ def check_weight(weight: torch.Tensor | None, num_classes: int | None = None) ->
     if weight is None:
         return
     _check_real("weight", weight)
+    check_constant("weight", weight)
     if weight.dim() != 1 or (num_classes is not None and weight.shape[0] != num_classes):
         raise ValueError(f"weight has the shape {list(weight.shape)}, expected [C = {num_classes or 'num_classes'}]")
+
+
+def check_constant(name: str, value: Any) -> None:
+    """Refuse a tensor that asks for a derivative, which it would not get."""
+    if isinstance(value, torch.Tensor) and is_differentiable(value):
+        raise ValueError(f"{name} requires a gradient, expected a constant: the loss has none for it; detach it")
+
+
+def is_differentiable(tensor: torch.Tensor) -> bool:
+    """Whether a backward or a forward-mode derivative may follow the tensor."""
+    return (tensor.requires_grad and torch.is_grad_enabled()) or has_tangent(tensor)
+
+
+def has_tangent(tensor: torch.Tensor) -> bool:
+    """Whether the tensor carries a forward-mode derivative, of a dual level or of torch.func.jvp."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return _is_tracked(tensor)
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _is_tracked(tensor: torch.Tensor) -> bool:
+    """Whether torch.func differentiates by the tensor, at any of its levels."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def _check_tensor(name: str, tensor: Any) -> None:

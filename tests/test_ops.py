@@ -4,7 +4,7 @@ import pytest
 import torch
 from problems import DEVICE, make_problem
 
-from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss, functional
+from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss, derivatives, functional
 from lal_triton.options import make_options
 
 OPTIONS = make_options(kernel_size=3, window="chessboard", normalize=True)
@@ -57,7 +57,8 @@ def test_opcheck_pooled_loss_backward(reduction):
 
 def test_opcheck_power_norms():
     logits, _, labels, omega = problem()
-    torch.library.opcheck(torch.ops.lal_triton.power_norms.default, (logits, labels, None, omega, 3.0, *OPTIONS))
+    arguments = (logits, labels, None, omega, derivatives.origin(logits), 3.0, *OPTIONS)
+    torch.library.opcheck(torch.ops.lal_triton.power_norms.default, arguments)
 
 
 def step(loss, logits, target):

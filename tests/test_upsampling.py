@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from problems import DEVICE, OPTIONS, make_case, make_problem, value_and_gradient
 from test_backends import assert_matches_reference
 
-from lal_triton import CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss, bilinear, functional, torch_upsampling
+from lal_triton import (
+    CrossEntropyLoss,
+    FocalLoss,
+    LocallyAdaptiveLoss,
+    bilinear,
+    derivatives,
+    functional,
+    torch_upsampling,
+)
 from lal_triton.benchmarks.memory import allocations
 from lal_triton.functional import locally_adaptive_loss
 from lal_triton.options import make_options
@@ -204,7 +212,8 @@ def test_opcheck_and_full_graph(reduction):
     if reduction == "none":
         torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (leaf, labels, None, *options))
     else:
-        torch.library.opcheck(torch.ops.lal_triton.power_norms.default, (leaf, labels, None, omega, 3.0, *options))
+        arguments = (leaf, labels, None, omega, derivatives.origin(leaf), 3.0, *options)
+        torch.library.opcheck(torch.ops.lal_triton.power_norms.default, arguments)
     loss = LocallyAdaptiveLoss(3, reduction=reduction, backend="torch")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for size in ((4, 5), (3, 30)):  # upsampled, and shrunk in one direction

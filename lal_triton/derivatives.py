@@ -1,0 +1,98 @@
+"""First derivatives of the ops under every transform of torch, and the refusal of those that no backend computes.
+
+The backward of an op is an op, too, and has no derivative: a second derivative would silently lack what the gradient
+owes to the logits. `first_derivative` ties a gradient to the tensors that it came from by a node that refuses.
+The transforms of torch.func need an autograd.Function where torch.compile needs an op; `transformable` is both.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REFUSAL = 'lal_triton has first derivatives by backward only, expected backend="reference" for others'
+
+
+class _FirstDerivative(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """To refuse, nothing need be saved."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(REFUSAL)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(REFUSAL)
+
+
+class _Origin(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor) -> Tensor:
+        return logits.new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing flows back through an empty tensor."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        return None
+
+
+def origin(logits: Tensor) -> Tensor:
+    """An empty tensor that stands for the logits among the sources of a gradient, and holds no memory of theirs."""
+    return logits.new_empty(0) if torch.compiler.is_compiling() else _Origin.apply(logits)
+
+
+def first_derivative(gradient: Callable[[], Tensor], *sources: Tensor | None) -> Tensor:
+    """The gradient, with a refusal to differentiate it by any of the tensors that it was made from."""
+    if not torch.is_grad_enabled():
+        return gradient()
+    with torch.no_grad():
+        value = gradient()
+    return _FirstDerivative.apply(value, *(source for source in sources if source is not None))
+
+
+def transformable(op: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The op as a function that torch.func differentiates, by what torch.library.register_autograd takes."""
+
+    class Transformable(torch.autograd.Function):
+        generate_vmap_rule = True
+
+    Transformable.forward = staticmethod(op)  # type: ignore[assignment, method-assign]
+    Transformable.setup_context = staticmethod(setup_context)  # type: ignore[assignment, method-assign]
+    Transformable.backward = staticmethod(backward)  # type: ignore[assignment, method-assign]
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+            return op(*arguments)
+        return Transformable.apply(*arguments)
+
+    return call
+
+
+def map_over_batch(op: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule for torch.library.register_vmap: one call for each element, and the results stacked."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        dims = [dim if isinstance(argument, Tensor) else None for argument, dim in zip(arguments, in_dims, strict=True)]
+        results = [
+            op(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    return rule
