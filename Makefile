@@ -1,14 +1,19 @@
 # make bench   the main job: what the loss costs here, against its peers (5 minutes; QUICK=1: under one)
 # make train   trains a small network with every loss on the shipped image, and draws what comes of it (10 minutes)
 # make test    the tests
+# make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
 # make lint    ruff and mypy
 # make gpu     tests, tuning and benchmarks on a machine with a GPU, torch and Triton but no network; 9 minutes at most
 PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= bench_results
 BIN := $(VENV)/bin
+OLDEST_PYTHON ?= python3.11
+OF_TORCH := $(addprefix test_,$(addsuffix .py,backends center cross_entropy focal import max_pooling modules ops \
+	reference upsampling validation versions))
+OF_KERNELS := test_kernels.py test_upsampled_kernels.py
 
-.PHONY: bench train test lint gpu clean
+.PHONY: bench train test test-oldest test-newest lint gpu clean
 
 bench: $(VENV)/.ready
 	$(BIN)/lal-triton bench $(if $(QUICK),--quick) --output $(OUTPUT)
@@ -18,6 +23,28 @@ train: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The package itself is installed, not linked, and the tests run where the checkout does not shadow it.
+test-oldest: .venv-oldest/.ready
+test-newest: .venv-newest/.ready
+test-oldest test-newest: test-%:
+	rm -rf build
+	.venv-$*/bin/python -m pip install --quiet --no-deps .
+	.venv-$*/bin/python -m pip list | grep -E "^(torch|triton|numpy|platformdirs|tqdm) "
+	cd tests && ../.venv-$*/bin/pytest -n 2 -k "not triton and not no_allocation" $(OF_TORCH)
+	cd tests && ../.venv-$*/bin/pytest -n 2 --every 10 $(OF_KERNELS)
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(OLDEST_PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt . hypothesis pytest pytest-xdist
+	touch $@
+
+# torch pins a Triton of its own: the newest comes after it.
+.venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet . hypothesis pytest pytest-xdist
+	.venv-newest/bin/python -m pip install --quiet --upgrade --no-deps numpy triton
+	touch $@
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -33,4 +60,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-oldest .venv-newest

@@ -27,7 +27,7 @@ def describe(device: torch.device) -> dict[str, object]:
         "numpy": version_of("numpy"),
         "python": platform.python_version(),
         "commit": commit(Path(__file__).parents[1]),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 

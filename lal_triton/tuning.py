@@ -174,7 +174,7 @@ def _several(value: Any) -> Sequence[Any]:
 
 
 def _entry(result: Result) -> tuning_cache.Entry:
-    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     times = round(result.milliseconds, 6), round(result.default_milliseconds, 6)
     return tuning_cache.Entry(result.setting, result.config, *times, date)
 
