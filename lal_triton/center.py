@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
-from lal_triton import ranks
+from lal_triton import derivatives, ranks, validation
 from lal_triton.labels import INVALID, VOID
 from lal_triton.options import loss_dtype
 from lal_triton.pooling import or_one
@@ -25,6 +24,8 @@ def evaluate(
 
     With a group over the pixels of all its ranks; the gradient is that of this rank's.
     """
+    if validation.has_tangent(features) or validation.has_tangent(centers):
+        raise NotImplementedError(derivatives.REFUSAL)
     num_classes, dtype = len(centers), loss_dtype(features)
     labels, _ = torch.ops.lal_triton.prepare(target, None, None, num_classes, 1, ignore_index, dtype)
     half_squares, counts, sums = _ClassSums.apply(features, labels, centers)
@@ -53,8 +54,10 @@ class _ClassSums(torch.autograd.Function):
     to use it for them). A label out of range makes the first NaN, and takes no part in the others.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, features: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(features: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         labels = labels.flatten(1)
         classes = torch.arange(len(centers), device=labels.device)
         half_squares = torch.where((labels == INVALID).any(), torch.nan, 0.0).to(loss_dtype(features))
@@ -66,21 +69,36 @@ class _ClassSums(torch.autograd.Function):
             counts += member.sum(1)
             with torch.autocast(member.device.type, enabled=False):
                 sums += member @ difference.T
-        ctx.save_for_backward(features, labels, centers, sums)
-        ctx.mark_non_differentiable(counts, sums)
         return half_squares, counts, sums
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        _, counts, sums = output
+        ctx.save_for_backward(*inputs, sums)
+        ctx.mark_non_differentiable(counts, sums)
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         features, labels, centers, sums = ctx.saved_tensors
-        of_features = None
+
+        of_features = of_centers = None
         if ctx.needs_input_grad[0]:
-            of_features = torch.empty_like(features)
-            for out, pixels, own in zip(of_features, features.flatten(2), labels, strict=True):
-                out.copy_((gradient * _difference(pixels, own, centers)).view(out.shape))
-        of_centers = (-gradient * sums).to(centers.dtype) if ctx.needs_input_grad[2] else None
+            of_features = derivatives.first_derivative(
+                lambda: _gradient(gradient, features, labels, centers), gradient, features, centers
+            )
+        if ctx.needs_input_grad[2]:
+            of_centers = derivatives.first_derivative(
+                lambda: (-gradient * sums).to(centers.dtype), gradient, features, centers
+            )
         return of_features, None, of_centers
+
+
+def _gradient(gradient: Tensor, features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+    """Of the features, from that of the sum of squares."""
+    gradients = torch.empty_like(features)
+    for out, pixels, own in zip(gradients, features.flatten(2), labels.flatten(1), strict=True):
+        out.copy_((gradient * _difference(pixels, own, centers)).view(out.shape))
+    return gradients
 
 
 def _difference(pixels: Tensor, own: Tensor, centers: Tensor) -> Tensor:

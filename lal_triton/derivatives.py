@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REFUSAL = 'lal_triton has first derivatives by backward only, expected backend="reference" for others'
+REFUSAL = (
+    'lal_triton has first derivatives by backward only, expected backend="reference" for others (center loss has none)'
+)
 
 
 class _FirstDerivative(torch.autograd.Function):
@@ -57,7 +59,7 @@ def origin(logits: Tensor) -> Tensor:
 
 def first_derivative(gradient: Callable[[], Tensor], *sources: Tensor | None) -> Tensor:
     """The gradient, with a refusal to differentiate it by any of the tensors that it was made from."""
-    if not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradient()
     with torch.no_grad():
         value = gradient()

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from lal_triton import validation
+from lal_triton import validation, versions
 from lal_triton.kernels.configs import upsampling_is_served
 from lal_triton.options import LocalLoss
 
@@ -47,8 +47,10 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend for such logits: "auto" is Triton where it serves them, else torch; "triton" runs or raises."""
     validation.check_choice("backend", backend, validation.BACKENDS)
     if backend == "auto":
-        served = device_type == "cuda" and dtype != torch.float64 and _triton_is_installed()
-        return "triton" if served else "torch"
+        if device_type != "cuda" or dtype == torch.float64 or not _triton_is_installed():
+            return "torch"
+        versions.check_triton()
+        return "triton"
     if backend == "triton":
         if dtype == torch.float64:
             raise TypeError('backend is "triton" and logits float64, expected float32, float16 or bfloat16')
@@ -59,6 +61,9 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
                 'backend is "triton" and logits are on the CPU, expected a GPU tensor '
                 "(or TRITON_INTERPRET=1 in the environment before the process starts, to interpret the kernels)"
             )
+        if device_type == "cpu":
+            versions.check_interpreter()
+        versions.check_triton()
     return backend
 
 

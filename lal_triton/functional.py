@@ -292,22 +292,14 @@ def evaluate(
         value = triton_ops.pooled_loss(logits, target, weight, pixel_weight, options, batch_pooling, repeatable)
         return _at_centres(value, options) if reduction == "none" else value
 
-    def prepare(weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        return torch.ops.lal_triton.prepare(
-            target,
-            None if weight is None else weight.detach(),
-            None if pixel_weight is None else pixel_weight.detach(),
-            logits.shape[1],
-            options.stride,
-            ignore_index,
-            loss_dtype(logits),
-        )
-
-    labels, omega = prepare(weight)
+    detached = [None if weights is None else weights.detach() for weights in (weight, pixel_weight)]
+    rest = logits.shape[1], options.stride, ignore_index, loss_dtype(logits)
+    labels, omega = torch.ops.lal_triton.prepare(target, *detached, *rest)
     mass = omega.sum((1, 2))
     class_weight = None
     if reduction != "minkowski" and weight is not None and options.label_smoothing > 0:
-        class_weight, omega = weight.detach(), prepare(None)[1]  # the weights stand inside the cost's two terms
+        class_weight = detached[0]  # the weights stand inside the cost's two terms
+        omega = torch.ops.lal_triton.prepare(target, None, detached[1], *rest)[1]
 
     pooled_by_norm = reduction not in ("none", "max_pooling")
     if backend == "torch" and pooled_by_norm and logits.requires_grad and torch.is_grad_enabled():

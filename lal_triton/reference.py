@@ -4,8 +4,6 @@ In float64 it is the oracle of the tests. Autograd keeps k^2 tensors of the logi
 `labels.encode_labels`.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -20,6 +18,7 @@ def standard_score(logits: torch.Tensor, eps: float) -> tuple[torch.Tensor, torc
     """
     scale = score_scale(logits.detach().abs().amax(1, keepdim=True))
     scaled = logits * scale
+    scaled = scaled - scaled[:, :1].detach()  # equal logits have a mean without rounding then
     centred = scaled - scaled.mean(1, keepdim=True)
     variance = centred.square().mean(1, keepdim=True)
     flat = variance == 0  # eps is all that is left where a pixel's logits are equal, and its scaled form can underflow
@@ -28,9 +27,9 @@ def standard_score(logits: torch.Tensor, eps: float) -> tuple[torch.Tensor, torc
 
 
 def score_scale(largest: torch.Tensor) -> torch.Tensor:
-    """A power of two for each largest |logit|, with which no sum over the classes or of squares overflows."""
-    exponent = 1 + math.frexp(torch.finfo(largest.dtype).max)[1]  # 129 of float32, 1025 of float64
-    return torch.where(largest > 2.0 ** (exponent * 5 // 16), 2.0 ** -(exponent * 5 // 8), 1.0).to(largest.dtype)
+    """The power of two that brings the largest |logit| of a pixel to 1, where it is large; else 1."""
+    scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent)
+    return torch.where((largest > 2.0**40) & largest.isfinite(), scale, 1)
 
 
 def merge(logits: torch.Tensor, labels: torch.Tensor, options: LocalLoss) -> torch.Tensor:

@@ -74,7 +74,10 @@ def sweep(
             total.rescale(band, band_scale)
             total.add_gradient(band, torch.bmm(mixture.transpose(1, 2), g))
             if options.normalize:
-                slopes = band.to_pixels(torch.bmm(g, frames.transpose(1, 2)).flatten(0, 1)).div_(xi)
+                slopes = torch.bmm(g, frames.transpose(1, 2)).masked_fill_(
+                    mixture == 0, 0
+                )  # large x can overflow there
+                slopes = band.to_pixels(slopes.flatten(0, 1)).div_(xi)
                 margin = layout.lead + band.inside.start
                 slopes = taps.merge_transposed(F.pad(slopes, (0, 0, margin, margin)), slice(0, len(taps.xi)))
                 slope = (slopes * layout.inside(table)).sum(1)  # by log(rstd)
@@ -198,20 +201,19 @@ class _Total:
         factor = self.derivative.rescale(self.scale, largest)
         gradient = self.gradient.mul_(factor[:, None, None])
         if normalize:
-            exponent = torch.frexp(
-                self.source.logits.abs().amax()
-            ).exponent  # of the square of 1 / std, gram could vanish
-            logits = torch.ldexp(self.source.logits, -exponent)
-            gradient += _neighbours(logits, torch.ldexp(self.gram * factor[:, None], exponent))
+            gradient += _neighbours(self.source.logits, self.gram * factor[:, None])
         if self.source.bad is not None:
             gradient[self.spoiled] = torch.nan
         return gradient.permute(2, 0, 1), largest
 
 
 def _neighbours(x: Tensor, gram: Tensor) -> Tensor:
-    """The gradient of `[h, w, C]` logits from that of their Gram planes: a sum over the neighbours of each pixel."""
+    """The gradient of `[h, w, C]` logits from that of their Gram planes: a sum over the neighbours of each pixel.
+
+    Each neighbour is taken in units of a power of two: the gradient of Gram planes is small as its logits are large.
+    """
     height, width, _ = x.shape
-    own, right, below, diagonal = F.pad(gram, (1, 0, 1, 0)).to(x.dtype)
+    own, right, below, diagonal = F.pad(gram, (1, 0, 1, 0))
     here, before = slice(1, None), slice(None, -1)
     taps = {
         (0, 0): 2 * own[here, here],
@@ -228,5 +230,7 @@ def _neighbours(x: Tensor, gram: Tensor) -> Tensor:
     # beyond the image the weights are 0
     indices = [(row + i).clamp(0, height - 1) * width + (column + j).clamp(0, width - 1) for i, j in taps]
     bags, weights = (torch.stack(planes, -1).flatten(0, 1) for planes in (indices, list(taps.values())))
-    merged = F.embedding_bag(bags, x.flatten(0, 1), mode="sum", per_sample_weights=weights)
-    return merged.view_as(x)
+    exponents = torch.frexp(x.abs().amax(-1)).exponent.flatten()
+    weights = torch.ldexp(weights, exponents[bags]).to(x.dtype)
+    rows = torch.ldexp(x.flatten(0, 1), -exponents[:, None])
+    return F.embedding_bag(bags, rows, mode="sum", per_sample_weights=weights).view_as(x)

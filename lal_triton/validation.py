@@ -41,13 +41,13 @@ def check_integer(name: str, value: Any, low: int | None = None) -> int:
 
 def check_boolean(name: str, value: Any) -> bool:
     """True or False of Python or of numpy: bool("false") is True."""
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is {value!r}, expected True or False{_item_hint(value)}")
     return bool(value)
 
 
 def _item_hint(value: Any) -> str:
-    return "; pass its .item()" if isinstance(value, torch.Tensor | np.ndarray) else ""
+    return "; pass its .item()" if isinstance(value, (torch.Tensor, np.ndarray)) else ""
 
 
 def check_kernel_size(value: Any) -> tuple[int, int]:
