@@ -1,6 +1,7 @@
 # make bench   the main job: what the loss costs here, against its peers (5 minutes; QUICK=1: under one)
 # make train   trains a small network with every loss on the shipped image, and draws what comes of it (10 minutes)
-# make test    the tests
+# make test    the tests, but for what takes long (4 minutes on two quiet cores, 8 on slow ones)
+# make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel), or everything
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
 # make lint    ruff and mypy
 # make gpu     tests, tuning and benchmarks on a machine with a GPU, torch and Triton but no network; 9 minutes at most
@@ -13,7 +14,7 @@ OF_TORCH := $(addprefix test_,$(addsuffix .py,backends center cross_entropy foca
 	reference upsampling validation versions))
 OF_KERNELS := test_kernels.py test_upsampled_kernels.py
 
-.PHONY: bench train test test-oldest test-newest lint gpu clean
+.PHONY: bench train test test-long test-all test-oldest test-newest lint gpu clean
 
 bench: $(VENV)/.ready
 	$(BIN)/lal-triton bench $(if $(QUICK),--quick) --output $(OUTPUT)
@@ -23,6 +24,11 @@ train: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-long: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
+
+test-all: test test-long
 
 # The package itself is installed, not linked, and the tests run where the checkout does not shadow it.
 test-oldest: .venv-oldest/.ready

@@ -121,7 +121,17 @@ def commands(scratch: Path, tests: list[Path], dry_run: bool) -> dict[str, list[
     # only compile.
     parallel = ["-n", str(min(16, os.cpu_count() or 1))] if not dry_run and importlib.util.find_spec("xdist") else []
     compiling = f"--ignore={CHECKOUT / 'tests' / 'test_compile.py'}"
-    pytest = ["pytest", "-c", str(CHECKOUT / "pyproject.toml"), "--rootdir", str(CHECKOUT), compiling, *parallel]
+    pytest = [
+        "pytest",
+        "-c",
+        str(CHECKOUT / "pyproject.toml"),
+        "--rootdir",
+        str(CHECKOUT),
+        "-m",
+        "",
+        compiling,
+        *parallel,
+    ]
     found: dict[str, list[str] | str] = {
         "install": [*python, *pip, str(scratch / "source")],
         "tests": [*python, *pytest, *map(str, tests)],

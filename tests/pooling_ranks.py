@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from problems import step_of
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
 from lal_triton import CenterLoss
 from lal_triton.functional import cross_entropy, focal_loss, locally_adaptive_loss
 
 CLASSES, FEATURES = 4, 5
-SHARES = {2: (1, 3), 3: (1, 2, 1)}  # of the images, by rank
-VOID_IMAGES = (0, 2)  # of four: with three processes the first has no valid pixel
+SHARES = {2: (1, 3), 3: (1, 3, 0)}  # of the images, by rank: the last of three processes has none
+VOID_IMAGES = (0, 2)  # of four: the first process has no valid pixel
 WEIGHTS = {"weight": True, "pixel_weight": True}
 CASES = {
     "image": (locally_adaptive_loss, {}),
@@ -72,6 +73,21 @@ def evaluate_sizes(name, ranks, rank=None, process_group=None):
     return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
+def evaluate_sharded(ranks):
+    """Value and gradient of a DTensor whose mesh has the group, and the map; the gradient by its local part."""
+    mesh = init_device_mesh("cpu", (ranks,))
+    logits, _, target, weight, pixel_weight = make_batch(SIZES["equal"])
+
+    def shard(tensor):
+        return distribute_tensor(tensor, mesh, [Shard(0)])  # the last of three processes gets no image
+
+    leaf = shard(logits).requires_grad_()
+    options = {"weight": distribute_tensor(weight, mesh, [Replicate()]), "pixel_weight": shard(pixel_weight)}
+    loss = locally_adaptive_loss(leaf, shard(target), **options)
+    losses = locally_adaptive_loss(leaf.detach(), shard(target), reduction="none", **options)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0].to_local(), losses.full_tensor()
+
+
 def share_of(rank, ranks):
     start = sum(SHARES[ranks][:rank])
     return slice(start, start + SHARES[ranks][rank])
@@ -110,6 +126,7 @@ def run(rank, ranks, folder):
     if ranks == 2 and not torch.cuda.is_available():  # the interpreter takes its time, and gloo is for CPUs
         results["triton"] = evaluate("image", "equal", share, group, torch.float32, backend="triton", kernel_size=3)
     results["centers"] = move_centers(share, group)
+    results["sharded"] = evaluate_sharded(ranks)
     results["void"] = without_a_valid_pixel(group)
 
     logits, _, target, *_ = make_batch(SIZES["equal"])

@@ -1,7 +1,9 @@
 """Random inputs, and the value and gradient of a loss on them."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 
 from lal_triton.functional import locally_adaptive_loss
@@ -134,3 +136,13 @@ def eager_samples(
         logits.flip(1), reversed_target, torch.float32, backend="reference", **options
     )
     return [loss, flipped], [gradient, flipped_gradient.flip(1)]
+
+
+def thinned(values: Iterable[Any], every: int) -> list[Any]:
+    """Parameters of which `make test` runs every so many, and `make test-long` the others."""
+    return [
+        value
+        if i % every == 0
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.long)
+        for i, value in enumerate(values)
+    ]

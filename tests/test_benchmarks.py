@@ -444,6 +444,7 @@ def test_plots_of_small_logits_show_what_does_not_fit(upsampled_results, tmp_pat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the script runs this, and for real")
+@pytest.mark.long
 def test_gpu_script_rehearses_every_part(tmp_path):
     test = tmp_path / "test_native.py"
     test.write_text("import lal_triton.kernels as k\n\ndef test_installed():\n    assert 'site' in k.__file__\n")

@@ -47,6 +47,7 @@ def by_setting(rows):
     return {tuple(row[name] for name in names): row for row in rows}
 
 
+@pytest.mark.long
 def test_shipped_kernels_cost_no_more_than_they_did():
     """Default steps in float32, since all take many minutes; with LAL_COMPILE_ALL in the environment, all."""
     baseline = json.loads(BASELINE.read_text())

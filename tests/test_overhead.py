@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss
 
 
+@pytest.mark.long
 def test_a_step_makes_few_launches(tmp_path):
     """Compiled and launched through a stand-in for the driver, which only counts."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -6,6 +6,7 @@ import torch
 from pooling_ranks import CASES, OF_ANY_SIZES, SHARES, SIZES, crop, evaluate_sizes, share_of
 
 from lal_triton import CenterLoss, LocallyAdaptiveLoss
+from lal_triton.functional import locally_adaptive_loss
 
 pytestmark = pytest.mark.xdist_group("process groups")  # the processes are spawned once
 ROUNDING = {"rtol": 1e-12, "atol": 1e-14}  # float64: some 10^2 terms summed in another order
@@ -38,6 +39,16 @@ def test_ranks_may_have_images_of_other_sizes(ranks, name):
         torch.testing.assert_close(results["sizes"][name][0], value, **ROUNDING)
         expected = crop(gradient[share_of(rank, len(ranks))], rank)
         torch.testing.assert_close(results["sizes"][name][1], expected, **ROUNDING)
+
+
+def test_sharded_tensors_equal_one_process(ranks):
+    value, gradient = pooling_ranks.evaluate("weights, image", "equal", ALL, None)
+    for rank in ranks:
+        torch.testing.assert_close(rank["sharded"][0], value, **ROUNDING)
+    torch.testing.assert_close(torch.cat([rank["sharded"][1] for rank in ranks]), gradient, **ROUNDING)
+    logits, _, target, weight, pixel_weight = pooling_ranks.make_batch(SIZES["equal"])
+    losses = locally_adaptive_loss(logits, target, weight=weight, pixel_weight=pixel_weight, reduction="none")
+    torch.testing.assert_close(ranks[-1]["sharded"][2], losses, **ROUNDING)
 
 
 def test_kernels_equal_one_process(ranks):

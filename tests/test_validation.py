@@ -2,9 +2,11 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
+from lal_triton import LocallyAdaptiveLoss
 from lal_triton.functional import cross_entropy, locally_adaptive_loss, merge
 
 LOGITS = torch.randn(2, 3, 4, 5)
@@ -47,6 +49,24 @@ BAD_OPTIONS = [
     ({"upsample": "nearest"}, ValueError, r"upsample is 'nearest', expected one of 'bilinear'"),
     ({"process_group": object()}, TypeError, r"process_group is a object"),
     ({"backend": "jax"}, ValueError, r"backend is 'jax', expected one of 'auto', 'torch', 'triton', 'reference'"),
+    ({"p": torch.tensor(3.0)}, TypeError, r"p is tensor\(3\.\), expected a number; pass its \.item\(\)"),
+    ({"p": np.array(3.0)}, TypeError, r"p is array\(3\.\), expected a number; pass its \.item\(\)"),
+    ({"p": True}, TypeError, r"p is True, expected a number"),
+    ({"eps": "1e-5"}, TypeError, r"eps is '1e-5', expected a number"),
+    ({"ignore_index": torch.tensor(255)}, TypeError, r"ignore_index is tensor\(255\), expected an integer; pass its"),
+    ({"ignore_index": np.float32(255)}, TypeError, r"ignore_index is .*, expected an integer"),
+    ({"stride": torch.tensor(1)}, TypeError, r"stride is tensor\(1\), expected an integer; pass its \.item\(\)"),
+    ({"stride": True}, TypeError, r"stride is True, expected an integer"),
+    ({"kernel_size": torch.tensor(5)}, TypeError, r"kernel_size is tensor\(5\), expected an odd integer"),
+    ({"kernel_size": True}, TypeError, r"kernel_size is True, expected an integer"),
+    ({"normalize": "false"}, TypeError, r"normalize is 'false', expected True or False"),
+    ({"normalize": 1}, TypeError, r"normalize is 1, expected True or False"),
+    ({"normalize": torch.tensor(True)}, TypeError, r"normalize is tensor\(True\), expected .*; pass its \.item\(\)"),
+    ({"align_corners": "no"}, TypeError, r"align_corners is 'no', expected True or False"),
+    ({"align_corners": None}, TypeError, r"align_corners is None, expected True or False"),
+    ({"window": 5}, TypeError, r"window is 5, expected 'chessboard', 'uniform' or \[Kh, Kw\] weights"),
+    ({"window": [1.0] * 5}, TypeError, r"window is \[1\.0, .*, expected 'chessboard', 'uniform' or \[Kh, Kw\]"),
+    ({"window": [["1"] * 5] * 5}, TypeError, r"window holds .*, expected numbers"),
     ({"weight": torch.ones(4)}, ValueError, r"weight has the shape \[4\], expected \[C = 3\]"),
     ({"weight": torch.tensor([1.0, -2.0, 1.0])}, ValueError, r"weight holds -2\.0, expected finite values >= 0"),
     ({"weight": torch.tensor([1, 1, 1])}, TypeError, r"weight has the dtype torch\.int64, expected a floating"),
@@ -125,10 +145,31 @@ def test_two_classes_warn():
         locally_adaptive_loss(LOGITS, target)
 
 
+def test_numbers_of_numpy_are_numbers():
+    plain = {"kernel_size": 3, "stride": 2, "p": 2.0, "eps": 0.5, "ignore_index": 1, "normalize": True}
+    numpy = {
+        **{"kernel_size": np.int64(3), "stride": np.uint8(2), "p": np.float32(2), "eps": np.float64(0.5)},
+        **{"ignore_index": np.int64(1), "normalize": np.bool_(True)},
+    }
+    expected = locally_adaptive_loss(LOGITS, TARGET, **plain)
+    assert torch.equal(locally_adaptive_loss(LOGITS, TARGET, **numpy), expected)
+    assert torch.equal(LocallyAdaptiveLoss(**numpy)(LOGITS, TARGET), expected)
+    pair = locally_adaptive_loss(LOGITS, TARGET, **{**numpy, "kernel_size": (np.int32(3), np.int16(3))})
+    assert torch.equal(pair, expected)
+    window = np.array([[0.5, 1, 0.5], [1, 2, 1], [0.5, 1, 0.5]])
+    weighed = locally_adaptive_loss(LOGITS, TARGET, kernel_size=3, window=window)
+    assert torch.equal(weighed, locally_adaptive_loss(LOGITS, TARGET, kernel_size=3, window=window.tolist()))
+    shares = {"reduction": "max_pooling", "pooling_ratio": np.float16(0.5), "pooling_norm": np.float32(2)}
+    expected = locally_adaptive_loss(LOGITS, TARGET, reduction="max_pooling", pooling_ratio=0.5, pooling_norm=2.0)
+    assert torch.equal(locally_adaptive_loss(LOGITS, TARGET, **shares), expected)
+
+
 def test_more_classes_than_the_void_label():
     """With C > 255 the default ignore_index is a class, and it is ignored."""
     logits = torch.randn(1, 300, 2, 2)
     target = torch.tensor([[[255, 299], [0, 1]]])
-    losses = locally_adaptive_loss(logits, target, reduction="none")
+    with pytest.warns(UserWarning, match="ignore_index 255 is a class, too") as caught:
+        losses = locally_adaptive_loss(logits, target, reduction="none")
+    assert caught[0].filename == __file__
     assert losses[0, 0, 0] == 0
     assert locally_adaptive_loss(logits, target, reduction="none", ignore_index=-1)[0, 0, 0] > 0
