@@ -9,7 +9,12 @@ Where (h, w) is not (H, W) the logits are interpolated inside the loss, by defau
 upsampled logits never exist as a whole. Pass a network's stride-4 or stride-8 logits as they are.
 
 Bad input raises a ValueError or TypeError that names the argument. Values (labels, weights) are checked on the CPU; on
-a GPU, where reading them would stall the device, a label out of range makes its pixel's loss NaN.
+a GPU, where reading them would stall the device, a label out of range makes its pixel's loss NaN. Weights that require
+a gradient are refused. A batch may be empty, and its loss is 0.
+
+Autocast has no effect. Derivatives are first ones by backward, with torch.func.grad and vmap, too; others raise a
+NotImplementedError but with backend="reference", which backend="auto" takes for forward mode. A DTensor whose batch is
+sharded is pooled over the group of its mesh, as with `process_group`.
 """
 
 import warnings
@@ -84,13 +89,14 @@ def locally_adaptive_loss(
         pool: of "minkowski" and "max_pooling": "image", or "batch" to pool the pixels of all images at once.
         pooling_ratio: of "max_pooling", in (0, 1]: the share of the pixels that at least have to carry the loss.
         pooling_norm: of "max_pooling", > 1: which norm of the weights is bounded; towards infinity it is the mean.
-        ignore_index: the void label; it takes no part in any window.
+        ignore_index: the void label; it takes no part in any window. With C > 255 the default is a class, too, whose
+            pixels are void: a UserWarning says so.
         upsample: "bilinear" interpolates logits of another size than the target's, None refuses them.
         align_corners: of that interpolation, as in F.interpolate.
-        process_group: a torch.distributed group over whose ranks' batches, of any sizes, the loss is pooled. Every rank
-            returns the loss of the global batch, and the sum over the ranks of the gradients is that of one process
-            that holds it: DistributedDataParallel averages them, so multiply the loss by the number of ranks there.
-            No part of "none"; "max_pooling" needs pool="image" with it.
+        process_group: a torch.distributed group over whose ranks' batches, of any sizes (0, too), the loss is pooled.
+            Every rank returns the loss of the global batch, and the sum over the ranks of the gradients is that of one
+            process that holds it: DistributedDataParallel averages them, so multiply the loss by the number of ranks
+            there. No part of "none"; "max_pooling" needs pool="image" with it.
         backend: "auto" (Triton on a GPU, else torch), "torch", "triton" (raises where it cannot run), or "reference"
             (plain differentiable torch, slow, for checking).
 
