@@ -1,9 +1,10 @@
 """PASCAL VOC 2012 as the benchmark's data: 21 classes, palette PNGs, void = 255."""
 
+import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lal_triton.benchmarks.scenes import VOID, Scene
 
@@ -24,10 +25,25 @@ def read_voc(path: Path, count: int) -> list[Scene]:
             raise FileNotFoundError(
                 f"{root} holds no {part}; expected the folder VOC2012 with {', '.join(FOLDERS)}, {SPLIT}"
             )
-    names = (root / SPLIT).read_text().split()[:count]
+    return [read_scene(root, name) for name in read_list(root / SPLIT)[:count]]
+
+
+def read_list(path: Path) -> list[str]:
+    """The images that a list names: the first field of each line, a name or a path.
+
+    ValueError, with the list's path, where it is not UTF-8 (a byte-order mark is let pass), or names no image.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8, expected UTF-8: {error}") from error
+    if "\0" in text:
+        raise ValueError(f"{path} holds NUL bytes, as UTF-16 does, expected UTF-8")
+    fields = (line.split()[0] for line in text.splitlines() if line.strip())
+    names = [re.sub(r"\.(jpe?g|png)$", "", re.split(r"[/\\]", field)[-1]) for field in fields]
     if not names:
-        raise ValueError(f"{root / SPLIT} is empty, expected one image name per line")
-    return [read_scene(root, name) for name in names]
+        raise ValueError(f"{path} is empty, expected one image a line")
+    return names
 
 
 def find_root(path: Path) -> Path:
@@ -36,15 +52,48 @@ def find_root(path: Path) -> Path:
 
 
 def read_scene(root: Path, name: str, labels_folder: str = "SegmentationClass") -> Scene:
-    """ValueError, with the image's name, where the labels are not those of VOC in the size of the image."""
-    image = np.asarray(Image.open(root / "JPEGImages" / f"{name}.jpg").convert("RGB"), dtype=np.float32) / 255
-    segmentation = Image.open(root / labels_folder / f"{name}.png")
+    """ValueError, with the file's path, where a file is no image, or the labels are not those of VOC in its size."""
+    image = np.asarray(open_image(root / "JPEGImages" / f"{name}.jpg").convert("RGB"), dtype=np.float32) / 255
+    path = root / labels_folder / f"{name}.png"
+    segmentation = open_image(path)
     if segmentation.mode not in ("P", "L"):
-        raise ValueError(f"{name}.png has the mode {segmentation.mode}, expected a palette (P) or grey (L) label image")
+        raise ValueError(f"{path} has the mode {segmentation.mode}, expected a palette (P) or grey (L) label image")
     labels = np.asarray(segmentation, dtype=np.int64)
     if labels.shape != image.shape[:2]:
-        raise ValueError(f"{name}.png has the size {labels.shape}, expected that of {name}.jpg, {image.shape[:2]}")
+        raise ValueError(f"{path} has the size {labels.shape}, expected that of {name}.jpg, {image.shape[:2]}")
     strange = labels[(labels >= NUM_CLASSES) & (labels != VOID)]
     if strange.size:
-        raise ValueError(f"{name}.png has the label {strange[0]}, expected 0 to {NUM_CLASSES - 1} or {VOID} (void)")
+        raise ValueError(f"{path} has the label {strange[0]}, expected 0 to {NUM_CLASSES - 1} or {VOID} (void)")
+    if segmentation.mode == "P":
+        check_palette(path, segmentation, labels)
     return Scene(image, labels)
+
+
+def open_image(path: Path) -> Image.Image:
+    """The decoded image; ValueError, with its path, where it is broken or cut short."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no whole image: {error}") from error
+    return image
+
+
+def check_palette(path: Path, segmentation: Image.Image, labels: np.ndarray) -> None:
+    """The indices of another palette than VOC's, or a grey one, are no classes."""
+    palette = np.zeros((256, 3), dtype=np.int64)
+    colours = np.array(segmentation.getpalette("RGB")).reshape(-1, 3)
+    palette[: len(colours)] = colours
+    for label in np.unique(labels):
+        expected = voc_colour(int(label))
+        if tuple(palette[label]) not in (expected, (label, label, label)):
+            found = tuple(int(part) for part in palette[label])
+            raise ValueError(f"{path} has the colour {found} for index {label}, expected VOC's palette, {expected}")
+
+
+def voc_colour(label: int) -> tuple[int, ...]:
+    """Of VOC's colour map: the bits of the label go to red, green and blue in turn, the lowest to the highest bits."""
+    bits = [label >> bit & 1 for bit in range(8)]
+    return tuple(sum(bit << 7 - i for i, bit in enumerate(bits[channel::3])) for channel in range(3))

@@ -143,7 +143,7 @@ def voc_folder(tmp_path):
     for name in ("2007_1", "2007_2"):
         Image.fromarray(rng.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(root / f"JPEGImages/{name}.jpg")
         labels = Image.fromarray(np.repeat([[0], [20], [255], [7]], 10, axis=0).repeat(50, axis=1).astype(np.uint8))
-        labels.putpalette(rng.integers(256, size=768).tolist())
+        labels.putpalette([channel for label in range(256) for channel in voc.voc_colour(label)])
         assert labels.mode == "P"
         labels.save(root / f"SegmentationClass/{name}.png")
     (root / "ImageSets/Segmentation/val.txt").write_text("2007_1\n2007_2\n")

@@ -10,7 +10,7 @@ import torch
 from lal_triton.benchmarks.training.deeplab import DeepLabV2
 from lal_triton.benchmarks.training.recipe import Recipe
 from lal_triton.benchmarks.training.task import Example, Task
-from lal_triton.benchmarks.voc import CLASS_NAMES, find_root, read_scene
+from lal_triton.benchmarks.voc import CLASS_NAMES, find_root, read_list, read_scene
 
 AUGMENTED, ORIGINAL = "SegmentationClassAug", "SegmentationClass"
 LISTS = "ImageSets/Segmentation"
@@ -75,16 +75,14 @@ def make_task(path: Path, backbone: str, head: str = "bilinear", recipe: Recipe 
 
 
 def read_names(root: Path, files: tuple[str, ...]) -> list[str]:
-    """Of the first of the lists that is there: lines of a name, or of the paths of an image and its labels.
+    """Of the first of the lists that is there.
 
     Warns where their number is not the published one.
     """
     found = [root / LISTS / file for file in files if (root / LISTS / file).is_file()]
     if not found:
         raise FileNotFoundError(f"{root / LISTS} holds no {' or '.join(files)}: {ORIGINS[LISTS]}")
-    names = [Path(line.split()[0]).stem for line in found[0].read_text().splitlines() if line.strip()]
-    if not names:
-        raise ValueError(f"{found[0]} is empty, expected one image a line")
+    names = read_list(found[0])
     if len(names) != COUNTS[files]:
         warnings.warn(
             f"{found[0]} lists {len(names):,} images, the published number is {COUNTS[files]:,}", stacklevel=3
