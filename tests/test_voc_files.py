@@ -87,11 +87,8 @@ def test_grey_labels(folder, palette):
     assert np.unique(voc.read_scene(folder, "one").labels).tolist() == [15, 20]
 
 
-@pytest.mark.parametrize(
-    "palette", [[255 - i // 3 for i in range(768)], [0, 0, 0, 192, 128, 128]], ids=["other", "short"]
-)
-def test_another_palette_is_named(folder, palette):
-    write_labels(folder, palette)
+def test_another_palette_is_named(folder):
+    write_labels(folder, [255 - i // 3 for i in range(768)])
     with pytest.raises(ValueError, match=r"one\.png has the colour .* for index 15, expected VOC's palette"):
         voc.read_scene(folder, "one")
 
