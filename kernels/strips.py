@@ -166,16 +166,16 @@ def find_pivot(
     pivot = tl.zeros(row.shape, tl.float32)
     plain = True
     if NORMALIZE or KH * KW > 1:
-        parts = tl.cdiv(W, BAND)
         bands = tl.cdiv(H, BAND_ROWS)
         band = tl.min(row) // BAND_ROWS
-        reach: tl.constexpr = (KH // 2 + BAND_ROWS - 1) // BAND_ROWS
-        offsets = find_plane(state, OFFSETS, PLACES, plane_size) + n * bands * parts
-        largest = largest_offset(offsets + band * parts, parts)
+        offsets = find_plane(state, OFFSETS, PLACES, plane_size) + n * bands * tl.cdiv(W, BAND)
+        largest = largest_offset(offsets, band, W, BAND)
         plain = largest <= MOST_OFFSET
+        reach: tl.constexpr = (KH // 2 + BAND_ROWS - 1) // BAND_ROWS
         if reach > 0:
-            for k in range(tl.maximum(band - reach, 0), tl.minimum(band + reach + 1, bands)):
-                plain = plain & (largest_offset(offsets + k * parts, parts) < float("inf"))
+            for step in range(2 * reach + 1):
+                near = tl.minimum(tl.maximum(band + step - reach, 0), bands - 1)
+                plain = plain & (largest_offset(offsets, near, W, BAND) < float("inf"))
         if NORMALIZE:
             mean = find_plane(state, MEAN, PLACES, plane_size) + pixel
             pivot = lane_pivot(mean, labels, row, col, H, W, tl.where(largest <= MOST_OFFSET, 0, PIVOT_ROWS))
@@ -183,12 +183,13 @@ def find_pivot(
 
 
 @triton.jit
-def largest_offset(offsets, parts):
+def largest_offset(offsets, band, W, BAND: tl.constexpr):
     """Of a band of rows."""
+    parts = tl.cdiv(W, BAND)
     largest = 0.0
     for k in range(0, parts, 128):
         part = k + tl.arange(0, 128)
-        largest = tl.maximum(largest, tl.max(tl.load(offsets + part, mask=part < parts, other=0.0)))
+        largest = tl.maximum(largest, tl.max(tl.load(offsets + band * parts + part, mask=part < parts, other=0.0)))
     return largest
 
 
@@ -380,7 +381,7 @@ def prepare_merge(
     image = n + first_image
     plane_pixel = image * H * W + offset
     pivot, plain = find_pivot(
-        state, labels, image, plane_pixel, row, col, H, W, plane_size, BAND, KH, KW, NORMALIZE, PLACES
+        state, labels, image, plane_pixel, row, col, H, W, plane_size, BAND, 1 if LARGE else KH, KW, NORMALIZE, PLACES
     )
     state += plane_pixel
     site = (labels, find_plane(state, RSTD, PLACES, plane_size), window, own, row, col, H, W)

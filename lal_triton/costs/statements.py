@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lal_triton.costs.paths import Line, Range, Source
+from lal_triton.kernels import configs
 
 
 def source_of(kernel: Any, arguments: Mapping[str, Any]) -> Source:
@@ -120,6 +121,7 @@ class Names(dict[str, Any]):
     def __init__(self, arguments: Mapping[str, Any], assigned: Mapping[str, ast.expr]) -> None:
         super().__init__(arguments)
         self["tl"] = SimpleNamespace(cdiv=lambda a, b: -(-a // b), minimum=min, maximum=max, constexpr=int)
+        self["configs"] = configs
         self._assigned = dict(assigned)
         self.asked: set[str] = set()
 
