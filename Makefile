@@ -3,6 +3,7 @@
 # make test    the tests, but for what takes long (4 minutes on two quiet cores, 8 on slow ones)
 # make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel), or everything
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
+# make mutations   breaks the package in fifty places and looks whether the tests notice (20 minutes)
 # make lint    ruff and mypy
 # make gpu     tests, tuning and benchmarks on a machine with a GPU, torch and Triton but no network; 9 minutes at most
 PYTHON ?= python3
@@ -14,7 +15,7 @@ OF_TORCH := $(addprefix test_,$(addsuffix .py,backends center cross_entropy foca
 	reference upsampling validation versions))
 OF_KERNELS := test_kernels.py test_upsampled_kernels.py
 
-.PHONY: bench train test test-long test-all test-oldest test-newest lint gpu clean
+.PHONY: bench train test test-long test-all test-oldest test-newest mutations lint gpu clean
 
 bench: $(VENV)/.ready
 	$(BIN)/lal-triton bench $(if $(QUICK),--quick) --output $(OUTPUT)
@@ -29,6 +30,9 @@ test-long: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
 test-all: test test-long
+
+mutations: $(VENV)/.ready
+	$(BIN)/python tests/mutations.py tests/mutations.md
 
 # The package itself is installed, not linked, and the tests run where the checkout does not shadow it.
 test-oldest: .venv-oldest/.ready

@@ -77,7 +77,7 @@ def check(logits, labels, options, weight=None, gradient=None, keep=True):
     oracle = evaluate_reference(logits, labels, options, weight, gradient)
     assert actual[0].dtype == torch.float32
     assert actual[1].dtype == logits.dtype
-    truncated = DEVICE == "cpu" and logits.dtype == torch.bfloat16
+    truncated = DEVICE.type == "cpu" and logits.dtype == torch.bfloat16
     for result in zip(actual, eager, oracle, strict=True):
         assert_as_accurate(*result, truncated=truncated and result[0].dtype == torch.bfloat16)
     return actual
