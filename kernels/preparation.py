@@ -100,7 +100,9 @@ def prepare_fwd_kernel(
     if VOIDS:
         unlabelled = inside & (encoded < 0)
         zeros = tl.zeros(label.shape, tl.float32)
-        if tl.max(unlabelled.to(tl.int32)) > 0:
+        if MOMENTS:
+            zeros = tl.where(squares < float("inf"), 0.0, 1.0)
+        elif tl.max(unlabelled.to(tl.int32)) > 0:
             for _ in range(C):
                 zeros += tl.load(x_ptr, mask=unlabelled, other=0.0).to(tl.float32) * 0.0
                 x_ptr += stride_c
