@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lal_triton.benchmarks.scenes import VOID, Scene
 
@@ -14,6 +14,7 @@ CLASS_NAMES = (
 )
 NUM_CLASSES = len(CLASS_NAMES)
 FOLDERS = ("JPEGImages", "SegmentationClass")
+FORMATS = ("JPEG", "PNG")
 SPLIT = "ImageSets/Segmentation/val.txt"
 
 
@@ -36,9 +37,9 @@ def read_list(path: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8, expected UTF-8: {error}") from error
+        raise ValueError(f"{path} has another encoding, expected UTF-8: {error}") from error
     if "\0" in text:
-        raise ValueError(f"{path} holds NUL bytes, as UTF-16 does, expected UTF-8")
+        raise ValueError(f"{path} has NUL bytes, as UTF-16 does, expected UTF-8")
     fields = (line.split()[0] for line in text.splitlines() if line.strip())
     names = [re.sub(r"\.(jpe?g|png)$", "", re.split(r"[/\\]", field)[-1]) for field in fields]
     if not names:
@@ -53,7 +54,7 @@ def find_root(path: Path) -> Path:
 
 def read_scene(root: Path, name: str, labels_folder: str = "SegmentationClass") -> Scene:
     """ValueError, with the file's path, where a file is no image, or the labels are not those of VOC in its size."""
-    image = np.asarray(open_image(root / "JPEGImages" / f"{name}.jpg").convert("RGB"), dtype=np.float32) / 255
+    image = read_image(root / "JPEGImages" / f"{name}.jpg")
     path = root / labels_folder / f"{name}.png"
     segmentation = open_image(path)
     if segmentation.mode not in ("P", "L"):
@@ -69,27 +70,36 @@ def read_scene(root: Path, name: str, labels_folder: str = "SegmentationClass") 
     return Scene(image, labels)
 
 
+def read_image(path: Path) -> np.ndarray:
+    """Red, green and blue from 0 to 1; ValueError where it is of 16 bits, which Pillow would cut off at 255."""
+    image = open_image(path)
+    if image.mode.startswith("I"):
+        raise ValueError(f"{path} has the mode {image.mode}, expected 8 bits for each colour")
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+
+
 def open_image(path: Path) -> Image.Image:
     """The decoded image; ValueError, with its path, where it is broken or cut short."""
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path, formats=FORMATS) as image:
+            image.verify()  # the checksums of a PNG, some of which loading lets pass; leaves nothing to load
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
     except FileNotFoundError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no whole image: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is broken, expected a whole JPEG or PNG image: {error}") from error
     return image
 
 
 def check_palette(path: Path, segmentation: Image.Image, labels: np.ndarray) -> None:
-    """The indices of another palette than VOC's, or a grey one, are no classes."""
-    palette = np.zeros((256, 3), dtype=np.int64)
-    colours = np.array(segmentation.getpalette("RGB")).reshape(-1, 3)
-    palette[: len(colours)] = colours
-    for label in np.unique(labels):
-        expected = voc_colour(int(label))
-        if tuple(palette[label]) not in (expected, (label, label, label)):
-            found = tuple(int(part) for part in palette[label])
+    """ValueError, with the label image's path, where a colour that it uses is neither VOC's nor the index as grey."""
+    colours = np.zeros(3 * 256, dtype=np.int64)
+    stored = segmentation.getpalette("RGB") or []
+    colours[: len(stored)] = stored
+    for label in np.unique(labels).tolist():
+        found, expected = tuple(colours[3 * label : 3 * label + 3].tolist()), voc_colour(label)
+        if found not in (expected, (label, label, label)):
             raise ValueError(f"{path} has the colour {found} for index {label}, expected VOC's palette, {expected}")
 
 

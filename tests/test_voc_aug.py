@@ -73,7 +73,7 @@ def test_nothing_is_read_before_it_is_asked_for(root):
         for path in (root / folder).iterdir():
             path.write_bytes(b"")
     assert len(task.training) == 3
-    with pytest.raises(ValueError, match=r"2007_000001\.jpg is no whole image"):
+    with pytest.raises(ValueError, match=r"2007_000001\.jpg is broken"):
         task.training[0]
 
 
