@@ -2,31 +2,47 @@
 
 Run as a script (`make mutations`): each mutation is a patch of one file in a copy of the tree, on which the tests that
 should notice are run. It prints a table, and exits with 1 where a mutation survives, with 2 where a patch does not fit
-or tests fail without one. With the name of a file it writes the table there, too.
+or tests fail without one.
+
+    python tests/mutations.py [--only NAME] [--write]
+
+--only runs one mutation, --write keeps the table of all of them in tests/mutations.md.
 """
 
+import argparse
+import datetime
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+TABLE = Path(__file__).with_suffix(".md")
 FOLDERS = ("lal_triton", "kernels", "benchmarks", "plots", "tests")
 WORKERS = 2
 SECONDS = 300
 
 
 class Mutation(NamedTuple):
-    what: str
+    name: str
     file: str
-    old: str
+    old: str  # is once in the file
     new: str
-    tests: str
+    tests: str  # arguments of pytest
+
+
+class Outcome(NamedTuple):
+    caught_by: str | None  # what failed first; a timeout and a crash count, too
+    seconds: float
 
 
 KERNELS = "tests/test_kernels.py -k 'test_merging_again or test_options or test_interior_tiles or test_shapes'"
@@ -34,8 +50,9 @@ TRITON = "tests/test_backends.py -k 'triton and test_every_option'"
 TORCH = "tests/test_backends.py -k 'torch and (test_every_option or powers)'"
 UPSAMPLED = "tests/test_upsampled_kernels.py -k 'test_every_ratio and lal'"
 UPSAMPLING = "tests/test_upsampling.py -k 'test_every_option or test_every_ratio'"
-VOID = "tests/test_non_finite.py -k 'triton and not 3e'"
+VOID = "tests/test_non_finite.py -k 'triton and not 3e and not inf and not large and not equal_logits'"
 RANKS = "tests/test_process_group.py"
+FRAMES = "tests/test_upsampled_kernels.py -m 'long or not long'"
 
 MUTATIONS = [
     # ---- kernels
@@ -53,7 +70,7 @@ MUTATIONS = [
         "x_ptr = line + wide(cc - KW // 2 + 1) * stride_w",
         KERNELS,
     ),
-    Mutation("1 / xi skipped", "kernels/strips.py", "tl.div_rn(1.0, xi[j]), 0.0)", "1.0, 0.0)", KERNELS),
+    Mutation("1 / xi skipped, kernels", "kernels/strips.py", "tl.div_rn(1.0, xi[j]), 0.0)", "1.0, 0.0)", KERNELS),
     Mutation(
         "window not mirrored in the backward",
         "kernels/launch.py",
@@ -167,11 +184,187 @@ MUTATIONS = [
         "norm = (1.0 - u) * (1.0 - u) * left + u * u * far",
         UPSAMPLED,
     ),
+    Mutation(
+        "right border one column off",
+        "kernels/strips.py",
+        "return (row >= 0) & (row < H) & (col >= 0) & (col < W)",
+        "return (row >= 0) & (row < H) & (col >= 0) & (col <= W)",
+        KERNELS,
+    ),
+    Mutation(
+        "pivot not subtracted from f_y",
+        "kernels/strips.py",
+        "mask=mask, other=none) - pivot",
+        "mask=mask, other=none)",
+        "tests/test_kernels.py -k test_common_offset",
+    ),
+    Mutation(
+        "no NaN at labels out of range",
+        "kernels/forward.py",
+        'loss = tl.where(own[j] == INVALID, float("nan"), loss)',
+        "loss = loss + 0.0",
+        "tests/test_kernels.py -k labels_out_of_range",
+    ),
+    Mutation(
+        "smoothing without class weights",
+        "kernels/forward.py",
+        "drift[j] + w * difference,",
+        "drift[j] + difference,",
+        "tests/test_kernels.py -k class_weights",
+    ),
+    Mutation(
+        "gradient without that of the standard deviation",
+        "kernels/backward.py",
+        "value = rstds[j] * (value - logit * slope[j])",
+        "value = rstds[j] * value",
+        KERNELS,
+    ),
+    Mutation(
+        "own class forgotten in the backward",
+        "kernels/backward.py",
+        "g = tl.where(own[j] == c, own_gradient[j], g)",
+        "g = tl.where(own[j] == c, g, g)",
+        KERNELS,
+    ),
+    Mutation(
+        "own class forgotten among kept ones",
+        "kernels/backward.py",
+        "value = tl.where(own[j] == c, -sums[j], value)",
+        "value = tl.where(own[j] == c, value, value)",
+        KERNELS,
+    ),
+    Mutation(
+        "rounding of the mean left in the backward",
+        "kernels/backward.py",
+        "- means[j] - centre[j]",
+        "- means[j]",
+        "tests/test_kernels.py -k test_common_offset",
+    ),
+    Mutation(
+        "no ignore_index, kernels",
+        "kernels/preparation.py",
+        "encoded = tl.where(label == ignore_index, VOID, encoded)",
+        "encoded = tl.where(label == ignore_index, encoded, encoded)",
+        TRITON,
+    ),
+    Mutation(
+        "variance of one pass",
+        "kernels/preparation.py",
+        "squares += delta * (x - average)",
+        "squares += delta * delta",
+        KERNELS,
+    ),
+    Mutation(
+        "arrivals not set to 0",
+        "kernels/preparation.py",
+        "tl.store(state + pooled_begin, 0.0)",
+        "tl.store(state + pooled_begin, 1.0)",
+        TRITON,
+    ),
+    Mutation("all images counted", "kernels/pooling.py", "factor /= tl.load(pooled + 1)", "factor /= N", TRITON),
+    Mutation(
+        "stride forgotten along a row of the mass",
+        "kernels/pooling.py",
+        "centre = (label != VOID) & (row % centre_stride == 0) & (col % centre_stride == 0)",
+        "centre = (label != VOID) & (row % centre_stride == 0)",
+        TRITON,
+    ),
+    Mutation(
+        "a power too many, kernels",
+        "kernels/pooling.py",
+        "relative = power(loss / tl.where(norm == 0, 1.0, norm), p - 1.0)",
+        "relative = power(loss / tl.where(norm == 0, 1.0, norm), p)",
+        TRITON,
+    ),
+    Mutation(
+        "no pixel_weight",
+        "kernels/pooling.py",
+        "omega *= tl.load(pixel_weight, mask=centre, other=0.0).to(tl.float32)",
+        "omega *= 1.0",
+        TRITON,
+    ),
+    Mutation(
+        "pooling of losses that overflow",
+        "kernels/pooling.py",
+        "now = tl.maximum(largest, tl.max(peaks, 1))",
+        "now = tl.maximum(largest, 1.0)",
+        "tests/test_backends.py -k 'triton and (powers or tiny)'",
+    ),
+    Mutation(
+        "smoothing forgets the own class's gradient",
+        "kernels/cost.py",
+        "own += uniform * (weight_sum - own_weight)",
+        "own += 0.0",
+        KERNELS,
+    ),
+    Mutation(
+        "logarithm of 1 + x without its digits",
+        "kernels/cost.py",
+        "return tl.where(y == 1.0, x, tl.log(y) * (x / (y - 1.0)))",
+        "return tl.log(y)",
+        "tests/test_kernels.py tests/test_backends.py -k 'certain or (tiny and triton)'",
+    ),
+    Mutation(
+        "columns of the interpolation one off",
+        "kernels/frames.py",
+        "bilinear_weights(axis, col + (j - KW // 2), S),)",
+        "bilinear_weights(axis, col + (j - KW // 2 + 1), S),)",
+        UPSAMPLED,
+    ),
+    Mutation(
+        "average by weight forgotten, upsampled",
+        "kernels/frames.py",
+        "xi + (w if BY_WEIGHT else 1.0), xi)",
+        "xi + 1.0, xi)",
+        "tests/test_upsampled_kernels.py -k 'test_every_option and asymmetric'",
+    ),
+    Mutation(
+        "square of 1 / std for its cube",
+        "kernels/frames.py",
+        "value *= weights[j] * scales[j] * scales[j] * scales[j]",
+        "value *= weights[j] * scales[j] * scales[j]",
+        UPSAMPLED,
+    ),
+    Mutation(
+        "own class counted among the others, upsampled",
+        "kernels/upsampled.py",
+        "counts = (c[None, :] < C) & (c[None, :] != own[:, None])",
+        "counts = (c[None, :] < C) & (own[:, None] >= VOID)",
+        UPSAMPLED,
+    ),
+    Mutation(
+        "stride of the centres off by one, upsampled",
+        "kernels/upsampled.py",
+        "centre = (own != VOID) & (row % centre_stride == 0)",
+        "centre = (own != VOID) & ((row + 1) % centre_stride == 0)",
+        FRAMES + " -k 'test_every_option and stride'",
+    ),
+    Mutation(
+        "bad logits get a finite gradient",
+        "kernels/upsampled.py",
+        'part = tl.where(holes[:, None], float("nan"), part)',
+        "part = part + 0.0",
+        "tests/test_upsampled_kernels.py -k non_finite",
+    ),
+    Mutation(
+        "bad logits spread",
+        "kernels/low_resolution.py",
+        "x = tl.where(finite[:, None], x, 0.0)",
+        "x = x + 0.0",
+        "tests/test_upsampled_kernels.py -k non_finite",
+    ),
+    Mutation(
+        "rounding of the mean left, upsampled",
+        "kernels/low_resolution.py",
+        "mask, C) - mean - rest[:, None]",
+        "mask, C) - mean",
+        "tests/test_upsampled_kernels.py -k test_common_offset",
+    ),
     # ---- torch backend
     Mutation(
         "labels not compared", "lal_triton/torch_windows.py", "same * window)", "torch.ones_like(same) * window)", TORCH
     ),
-    Mutation("1 / xi skipped", "lal_triton/torch_backend.py", ".mul_(taps.xi.reciprocal()[:, None])", "", TORCH),
+    Mutation("1 / xi skipped, torch", "lal_triton/torch_backend.py", ".mul_(taps.xi.reciprocal()[:, None])", "", TORCH),
     Mutation(
         "average by weight forgotten",
         "lal_triton/torch_windows.py",
@@ -221,6 +414,69 @@ MUTATIONS = [
         "                spoiled &= (tile_labels != VOID)[..., None]\n",
         "",
         "tests/test_non_finite.py -k torch",
+    ),
+    Mutation(
+        "gaps between rows not cleared",
+        "lal_triton/torch_backend.py",
+        "layout.gaps_of(layout.inside(g)).zero_()",
+        "pass",
+        "tests/test_backends.py -k 'torch and non_finite'",
+    ),
+    Mutation(
+        "scale of the last band for all",
+        "lal_triton/torch_backend.py",
+        "coefficient, out.scale[image, first:last] = ",
+        "coefficient, out.scale[image, :] = ",
+        "tests/test_backends.py -k bands_of_any_height",
+    ),
+    Mutation(
+        "window not mirrored, torch",
+        "lal_triton/torch_windows.py",
+        "self.backward_weights = mirrored.repeat(",
+        "self.backward_weights = self.window.repeat(",
+        TORCH,
+    ),
+    Mutation(
+        "focal slope without its second term, torch",
+        "lal_triton/torch_cost.py",
+        "power * (1 + options.focal_gamma * (1 - miss) * ratio)",
+        "power",
+        TORCH,
+    ),
+    Mutation(
+        "maximum not subtracted, torch",
+        "lal_triton/torch_cost.py",
+        "shift = own_logit if options.exp_is_bounded(num_classes) else f.amax(1, keepdim=True)",
+        "shift = own_logit",
+        TORCH,
+    ),
+    Mutation(
+        "scales of bands swapped",
+        "lal_triton/torch_upsampling.py",
+        "factor = self.derivative.rescale(old, new)",
+        "factor = self.derivative.rescale(new, old)",
+        UPSAMPLING,
+    ),
+    Mutation(
+        "inner products below counted once",
+        "lal_triton/torch_upsampling.py",
+        "self.squares @ own + 2 * (self.products @ below)",
+        "self.squares @ own + self.products @ below",
+        UPSAMPLING,
+    ),
+    Mutation(
+        "fraction kept at the last pixel",
+        "lal_triton/bilinear.py",
+        "fraction[index == low - 1] = 0  #",
+        "fraction[index == low - 1] += 0  #",
+        UPSAMPLING,
+    ),
+    Mutation(
+        "one diagonal of a cell",
+        "lal_triton/bilinear.py",
+        "torch.linalg.vecdot(x[: len(y), 1:], y[:, :-1]),",
+        "torch.zeros_like(cells),",
+        UPSAMPLING,
     ),
     # ---- around the backends
     Mutation(
@@ -316,7 +572,7 @@ MUTATIONS = [
         "tests/test_subclasses.py",
     ),
     Mutation(
-        "1 / xi skipped",
+        "1 / xi skipped, reference",
         "lal_triton/reference.py",
         "return merged / torch.where(valid, xi, 1)[:, None]",
         "return merged",
@@ -328,6 +584,118 @@ MUTATIONS = [
         "(-gradient * sums).to(centers.dtype)",
         "(gradient * sums).to(centers.dtype)",
         "tests/test_derivatives.py -k centers",
+    ),
+    Mutation(
+        "pooling of losses that overflow, torch",
+        "lal_triton/pooling.py",
+        "scale = torch.where(largest == 0, 1, largest)",
+        "scale = torch.ones_like(largest)",
+        "tests/test_backends.py -k 'torch and (powers or tiny)'",
+    ),
+    Mutation(
+        "no root of the batch's mass",
+        "lal_triton/pooling.py",
+        "norm / or_one(total) ** (1 / p)",
+        "norm / or_one(total)",
+        TORCH,
+    ),
+    Mutation(
+        "mass of this rank only",
+        "lal_triton/pooling.py",
+        "_norm_of(of_ranks[:, 0], p), of_ranks[:, 1].sum()",
+        "_norm_of(of_ranks[:, 0], p), total",
+        RANKS,
+    ),
+    Mutation(
+        "max-pooling without its ratio",
+        "lal_triton/max_pooling.py",
+        " * ratio ** (-1 / norm) / or_one",
+        " / or_one",
+        "tests/test_max_pooling.py -k 'optimal or limits'",
+    ),
+    Mutation(
+        "images without a valid pixel counted, max-pooling",
+        "lal_triton/functional.py",
+        "mean_over_images(maxima, mass > 0,",
+        "mean_over_images(maxima, mass >= 0,",
+        "tests/test_max_pooling.py -k valid",
+    ),
+    Mutation(
+        "power of Minkowski for every reduction",
+        "lal_triton/functional.py",
+        '    if reduction != "minkowski":\n        p = 1.0\n',
+        '    if reduction != "minkowski":\n        p += 0.0\n',
+        TORCH,
+    ),
+    Mutation(
+        "stride off by one",
+        "lal_triton/labels.py",
+        "torch.arange(labels.shape[2], device=labels.device) % stride == 0",
+        "torch.arange(labels.shape[2], device=labels.device) % stride == 1",
+        "tests/test_reference.py",
+    ),
+    Mutation(
+        "even windows let pass",
+        "lal_triton/validation.py",
+        "height % 2 == 0 or width % 2 == 0",
+        "width % 2 == 0",
+        "tests/test_validation.py -k option",
+    ),
+    Mutation(
+        "window without a centre let pass",
+        "lal_triton/validation.py",
+        "if weights[len(weights) // 2] <= 0:",
+        "if weights[len(weights) // 2] < 0:",
+        "tests/test_validation.py",
+    ),
+    Mutation(
+        "gradient not multiplied by grad_output, torch",
+        "lal_triton/ops.py",
+        "(factor * gradient[:, None])[:, None, :, None]",
+        "factor[:, None, :, None]",
+        "tests/test_reference.py tests/test_backends.py -k 'torch and (every_option or derivative)'",
+    ),
+    Mutation(
+        "a power too many in the norms",
+        "lal_triton/ops.py",
+        "factor = (scale / nonzero[:, None]) ** (p - 1)",
+        "factor = (scale / nonzero[:, None]) ** p",
+        TORCH,
+    ),
+    Mutation(
+        "one element for all of a vmap",
+        "lal_triton/derivatives.py",
+        "a.select(dim, i)",
+        "a.select(dim, 0)",
+        "tests/test_derivatives.py -k vmap",
+    ),
+    Mutation(
+        "float64 to the kernels",
+        "lal_triton/dispatch.py",
+        '    if backend == "triton":\n        if dtype == torch.float64:\n',
+        '    if backend == "triton":\n        if False:\n',
+        "tests/test_validation.py -k 'triton or bad'",
+    ),
+    Mutation(
+        "group of a mesh forgotten",
+        "lal_triton/subclasses.py",
+        "mesh.get_group(sharded[0]) if sharded else None",
+        "None",
+        RANKS + " -k sharded",
+    ),
+    Mutation(
+        "smoothing on top of the whole cost",
+        "lal_triton/reference.py",
+        "(1 - options.label_smoothing) * weight[own] * nll",
+        "weight[own] * nll",
+        "tests/test_reference.py",
+    ),
+    Mutation(
+        "mean over void features, too",
+        "lal_triton/center.py",
+        "(labels != VOID).sum().to(dtype)",
+        "torch.ones_like(labels).sum().to(dtype)",
+        "tests/test_center.py -k 'void or gradients'",
     ),
 ]
 
@@ -341,8 +709,7 @@ def copy_tree(folder: Path) -> None:
         (folder / "lal_triton" / name).symlink_to(folder / name)
 
 
-def run_tests(tests: str, mutation: Mutation | None) -> tuple[str | None, float]:
-    """What failed first ("timeout" is a failure, too), or None; and the seconds that it took."""
+def run_tests(tests: str, mutation: Mutation | None) -> Outcome:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         copy_tree(folder)
@@ -350,50 +717,82 @@ def run_tests(tests: str, mutation: Mutation | None) -> tuple[str | None, float]
             path = folder / mutation.file
             path.write_text(path.read_text().replace(mutation.old, mutation.new))
         environment = {**os.environ, "PYTHONPATH": scratch, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
-        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {tests}"
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *shlex.split(tests)]
         start = time.monotonic()
         try:
-            done = subprocess.run(
-                command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
-            )
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            return "timeout", time.monotonic() - start
+            return Outcome("a timeout", time.monotonic() - start)
+        seconds = time.monotonic() - start
+        if done.returncode == 0:
+            return Outcome(None, seconds)
+        if done.returncode < 0:
+            return Outcome(f"a crash (signal {-done.returncode})", seconds)
         failed = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), None)
-        if done.returncode not in (0, 1) or (done.returncode == 1 and failed is None):
+        if done.returncode != 1 or failed is None:  # nothing was collected, or the patch is no Python
             raise RuntimeError(
                 f"pytest {tests} exited with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-1000:]}"
             )
-        name = None if failed is None else failed.split()[1].split("::")[-1].split("[")[0]
-        return name, time.monotonic() - start
+        return Outcome("`" + failed.split(" ", 1)[1].split("::")[-1].split("[")[0].split(" - ")[0] + "`", seconds)
 
 
-def main(output: str | None = None) -> int:
-    for mutation in MUTATIONS:
+def check_patches(mutations: list[Mutation]) -> None:
+    names = [mutation.name for mutation in mutations]
+    for mutation in mutations:
+        if names.count(mutation.name) > 1:
+            sys.exit(f"{mutation.name}: {names.count(mutation.name)} mutations of this name, expected 1")
         count = (ROOT / mutation.file).read_text().count(mutation.old)
         if count != 1:
-            print(f"{mutation.what}: {mutation.file} has {count} of {mutation.old!r}, expected 1", file=sys.stderr)
-            return 2
-    lines = ["| mutation | file | noticed by | seconds |", "| --- | --- | --- | ---: |"]
-    print("\n".join(lines))
-    survivors = 0
+            print(f"{mutation.name}: {mutation.file} has {count} of {mutation.old!r}, expected 1", file=sys.stderr)
+            sys.exit(2)
+
+
+def run_all(mutations: list[Mutation]) -> Iterator[tuple[Mutation, Outcome]]:
+    """In their order, after the tests passed without a mutation."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        selections = sorted({mutation.tests for mutation in MUTATIONS})
-        whole = list(pool.map(lambda tests: run_tests(tests, None), selections))
-        for tests, (failed, _) in zip(selections, whole, strict=True):
-            if failed:
-                print(f"{tests}: {failed} fails without a mutation", file=sys.stderr)
-                return 2
-        for mutation, (failed, seconds) in zip(
-            MUTATIONS, pool.map(lambda mutation: run_tests(mutation.tests, mutation), MUTATIONS), strict=True
-        ):
-            survivors += failed is None
-            lines.append(f"| {mutation.what} | {mutation.file} | {failed or '**nothing**'} | {seconds:.0f} |")
-            print(lines[-1], flush=True)
-    print(f"{len(MUTATIONS) - survivors} of {len(MUTATIONS)} noticed")
-    if output is not None:
-        Path(output).write_text("\n".join(lines) + "\n")
-    return int(survivors > 0)
+        selections = sorted({mutation.tests for mutation in mutations})
+        for tests, outcome in zip(selections, pool.map(run_tests, selections, [None] * len(selections)), strict=True):
+            if outcome.caught_by:
+                print(f"{tests}: {outcome.caught_by} fails without a mutation", file=sys.stderr)
+                pool.shutdown(cancel_futures=True)
+                sys.exit(2)
+        yield from zip(
+            mutations, pool.map(run_tests, [mutation.tests for mutation in mutations], mutations), strict=True
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", metavar="NAME", help="run one mutation")
+    parser.add_argument("--write", action="store_true", help=f"keep the table in tests/{TABLE.name}")
+    arguments = parser.parse_args()
+    if arguments.only and arguments.write:
+        parser.error("--write is given with --only, expected all mutations")
+    check_patches(MUTATIONS)
+    mutations = [mutation for mutation in MUTATIONS if arguments.only in (None, mutation.name)]
+    if not mutations:
+        parser.error(f"--only is {arguments.only!r}, expected one of {', '.join(m.name for m in MUTATIONS)}")
+    lines = ["| mutation | file | caught by | seconds |", "| --- | --- | --- | ---: |"]
+    print("\n".join(lines), flush=True)
+    start = time.monotonic()
+    survived = 0
+    for mutation, (caught_by, seconds) in run_all(mutations):
+        survived += caught_by is None
+        lines.append(f"| {mutation.name} | {mutation.file} | {caught_by or '**SURVIVED**'} | {seconds:.0f} |")
+        print(lines[-1], flush=True)
+    summary = f"{len(mutations) - survived} of {len(mutations)} mutations caught, {survived} survived"
+    print(f"{summary}; {time.monotonic() - start:.0f} s")
+    if arguments.write:
+        versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numpy"))
+        TABLE.write_text(
+            f"# Mutations\n\n`make mutations` breaks the package in one place at a time and runs the tests that should "
+            f"notice,\nwith interpreted kernels. Seconds are those until the first failure.\n\n"
+            f"{summary} ({datetime.date.today()}; Python {platform.python_version()}, {versions}).\n\n"
+            + "\n".join(lines)
+            + "\n"
+        )
+    return int(survived > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
