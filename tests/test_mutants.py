@@ -1,11 +1,14 @@
 """What mutations of the package survived before these tests were there (see tests/mutations.py)."""
 
+import math
+
 import pytest
 import torch
 from problems import DEVICE, WINDOW, make_problem, value_and_gradient
 from test_backends import assert_matches_reference
 
 from lal_triton import LocallyAdaptiveLoss
+from lal_triton.functional import locally_adaptive_loss
 
 BACKENDS = ["torch", "triton"]
 CROSS_ENTROPY = {"kernel_size": 1, "window": "uniform", "normalize": False}
@@ -64,3 +67,19 @@ def test_an_asymmetric_window_over_one_label(backend):
 def test_a_window_with_one_even_side_is_refused(kernel_size):
     with pytest.raises(ValueError, match="expected odd"):
         LocallyAdaptiveLoss(kernel_size=kernel_size)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_void_has_no_influence_on_tiles_inside_the_image(normalize):
+    """Of rows 14 and 15, which have void pixels, and of those from 16 on, in the band of rows below theirs."""
+    pytest.importorskip("triton")
+    from lal_triton.kernels import configs
+
+    logits, target = make_problem((1, 3, 21, 9), labels=2)
+    target[target == 255] = 0
+    target[:, 14:16, 3:7] = 255
+    spoiled = logits.masked_fill((target == 255)[:, None], math.nan)
+    options = {"backend": "triton", "kernel_size": 3, "normalize": normalize}
+    with configs.forcing({"local_loss_fwd": {"rows": 1, "columns": 4, "strips": 4}}):
+        value, other = (locally_adaptive_loss(x, target, **options) for x in (logits, spoiled))
+    torch.testing.assert_close(other, value, rtol=1e-6, atol=0)
