@@ -7,7 +7,6 @@ import torch
 from problems import DEVICE, make_problem, value_and_gradient
 
 from lal_triton.functional import merge
-from lal_triton.kernels import configs
 
 BACKENDS = ["torch", "triton", "reference"]
 LOCAL = {
@@ -18,14 +17,6 @@ LOCAL = {
     "pixel": {"kernel_size": 1},
     "cross-entropy": {"kernel_size": 1, "normalize": False, "window": "uniform"},
 }
-
-
-@pytest.fixture
-def small_tiles(cheap_strips):
-    """So that void pixels lie inside tiles, beside them and in the band of rows next to theirs."""
-    config = {"rows": 2, "columns": 4, "strips": 1}
-    with configs.forcing({"local_loss_fwd": config, "local_cost_bwd": config, "merge_bwd": {**config, "groups": 1}}):
-        yield
 
 
 def void_problem(upsampling):
@@ -57,17 +48,6 @@ def test_what_stands_at_void_has_no_influence(backend, bad, options, upsampling)
     torch.testing.assert_close(value, clean, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, clean_gradient, rtol=1e-5, atol=1e-7)
     assert torch.equal(gradient.masked_select(hidden), torch.zeros_like(gradient.masked_select(hidden)))
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_void_inside_a_tile_has_no_influence(small_tiles, normalize):
-    logits, target, hidden = void_problem(1)
-    options = {"backend": "triton", "kernel_size": 3, "normalize": normalize}
-    expected = value_and_gradient(logits[..., :8], target[..., :8], torch.float32, **options)
-    spoiled = logits.masked_fill(hidden, math.nan)[..., :8]
-    actual = value_and_gradient(spoiled, target[..., :8], torch.float32, **options)
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
