@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from tiny_task import make_task_with_void
 
-from lal_triton.benchmarks.training.launch import make_fabric
+from lal_triton.benchmarks.training.launch import processes
 from lal_triton.benchmarks.training.loop import train
 from lal_triton.benchmarks.training.stream import Stream
 
@@ -40,10 +40,12 @@ def main() -> None:
     folder, *losses = sys.argv[1:]
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)  # to which Fabric converts the network's output
-    fabric = make_fabric("64-true")
-    for loss in losses:
-        train(make_task_with_void(), loss, 0, Path(folder) / loss, fabric)
-    train_in_two_parts("center", Path(folder) / "parts", fabric)
+    with processes("64-true") as fabric:
+        for loss in losses:
+            train(make_task_with_void(), loss, 0, Path(folder) / loss, fabric)
+        train_in_two_parts("center", Path(folder) / "parts", fabric)
+    threads = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
+    assert not any("gloo" in name for name in threads), threads
 
 
 if __name__ == "__main__":

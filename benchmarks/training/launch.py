@@ -1,10 +1,14 @@
 """`lal-triton train`: the task that is asked for, on the processes that there are."""
 
 import argparse
+import contextlib
 import dataclasses
+import gc
 import os
 import sys
+from collections.abc import Iterator
 
+import torch.distributed as dist
 from lightning_fabric import Fabric
 
 from lal_triton.benchmarks.training import experiment
@@ -21,18 +25,18 @@ def run(arguments: argparse.Namespace) -> int:
     for loss in losses:
         if loss not in LOSSES:
             raise ValueError(f"--loss is {loss}, expected {', '.join(LOSSES)}")
-    fabric = make_fabric(arguments.precision)
-    try:
-        path = experiment.run(
-            task, losses, arguments.seeds or SEEDS[task.name], arguments.output, fabric, arguments.workers
-        )
-    except KeyboardInterrupt as interruption:
-        print(f"lal-triton: {interruption or 'interrupted'}", file=sys.stderr)
-        return 130
-    if fabric.is_global_zero:
-        print(path.with_name("tables.md").read_text())
-        print("wrote", path, *sorted((path.parent / "figures").iterdir()), sep="\n  ")
-    return 0
+    with processes(arguments.precision) as fabric:
+        try:
+            path = experiment.run(
+                task, losses, arguments.seeds or SEEDS[task.name], arguments.output, fabric, arguments.workers
+            )
+        except KeyboardInterrupt as interruption:
+            print(f"lal-triton: {interruption or 'interrupted'}", file=sys.stderr)
+            return 130
+        if fabric.is_global_zero:
+            print(path.with_name("tables.md").read_text())
+            print("wrote", path, *sorted((path.parent / "figures").iterdir()), sep="\n  ")
+        return 0
 
 
 def make_task(arguments: argparse.Namespace) -> Task:
@@ -57,10 +61,20 @@ def make_task(arguments: argparse.Namespace) -> Task:
     return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, **changes))
 
 
-def make_fabric(precision: str) -> Fabric:
-    """One process, or with torchrun its processes, each on a GPU of its own where there are any."""
+@contextlib.contextmanager
+def processes(precision: str) -> Iterator[Fabric]:
+    """One process, or with torchrun its processes, each on a GPU of its own where there are any.
+
+    A process that goes on to its end destroys its process group: gloo's threads may otherwise release tensors while
+    Python shuts down, which aborts (https://github.com/pytorch/pytorch/pull/179291). The threads end with the group's
+    last reference, and networks hold references until they are collected. After an error the group stays, since the
+    other processes may wait in it; torchrun stops them.
+    """
     ranks, local_ranks = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     strategy = "ddp" if ranks > 1 else "auto"
     fabric = Fabric(devices=local_ranks, num_nodes=ranks // local_ranks, strategy=strategy, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
-    return fabric
+    yield fabric
+    if ranks > 1:
+        gc.collect()
+        dist.destroy_process_group()
