@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ SWEEP = {  # by --upsample and --quick
     (True, True): (256, 512),
 }
 RATIOS = {False: (4, 8), True: (4,)}  # by --quick
+WORKERS_TRACEBACK = re.compile(r"Caught \w+ in DataLoader worker.*\n\w+: ", re.DOTALL)  # stands before the message
 TUNED_DTYPES = ("float32", "float16", "bfloat16")
 TUNED_SHAPE = {False: (16, 21, 512, 512), True: (1, 3, 16, 16)}  # by --dry-run
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         message = f'{package} is missing, install it by: pip install "lal_triton[{extra}]"'
     except (OSError, ValueError) as error:
-        message = str(error)
+        message = re.sub(WORKERS_TRACEBACK, "", str(error).rstrip())
     print(f"lal-triton: error: {message}", file=sys.stderr)
     return 2
 

@@ -8,6 +8,7 @@ import torch
 # the sample may be zero by luck, while no evaluation does without a few float32 roundings.
 NOISE = 2
 ROUNDINGS = 4 * 2**-24
+MOST_NOISE = 2**-12  # half of float32's digits; an eager evaluation that overflows, or is wrong, allows nothing
 
 
 def relative_error(actual: torch.Tensor, oracle: torch.Tensor) -> float:
@@ -38,5 +39,6 @@ def assert_as_accurate(
     assert torch.equal(~actual.isnan(), defined), "NaNs are elsewhere than the oracle's"
     error = relative_error(actual[defined], oracle[defined])
     noise = max(relative_error(sample.detach().cpu()[defined], oracle[defined]) for sample in samples)
+    assert noise <= MOST_NOISE, f"eager evaluation has a relative error of {noise:.3g}: it says nothing of `actual`"
     allowed = NOISE * noise + ROUNDINGS + torch.finfo(actual.dtype).eps / (1 if truncated else 2)
     assert error <= allowed, f"relative error {error:.3g}, allowed {allowed:.3g}"

@@ -91,6 +91,12 @@ def rewrite_chunks(path, change):
     path.write_bytes(written)
 
 
+def test_the_error_of_a_worker_is_one_line(folder, capsys):
+    cut_image(folder)
+    *_, train = commands(folder)
+    check_error([*train, "--workers", "1"], capsys, f"{image_of(folder)} ")
+
+
 @pytest.mark.parametrize("content", LISTS.values(), ids=LISTS)
 def test_lists(tmp_path, content):
     path = tmp_path / "list.txt"
