@@ -3,7 +3,7 @@
 # make test    the tests, but for what takes long (4 minutes on two quiet cores, 8 on slow ones)
 # make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel), or everything
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
-# make mutations   breaks the package in a hundred places and looks whether the tests notice (10 minutes)
+# make mutations   breaks the package in a hundred places and looks whether the tests notice (12 minutes)
 # make lint    ruff and mypy
 # make gpu     tests, tuning and benchmarks on a machine with a GPU, torch and Triton but no network; 9 minutes at most
 PYTHON ?= python3
