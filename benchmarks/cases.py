@@ -83,6 +83,7 @@ def plan_full_resolution(settings: Settings) -> list[Case]:
             cases.append(Case("copy", None, False, None, *at))
             cases.append(Case("cross_entropy", None, False, None, *at))
             cases.append(Case("cross_entropy", None, True, None, *at, None if at_headline else not_quick))
+            cases += [Case("own_cross_entropy", backend, False, None, *at) for backend in settings.backends]
             for k in settings.kernel_sizes if at_headline else (settings.sweep_kernel_size,):
                 cases += [Case("lal", backend, False, k, *at) for backend in settings.backends]
                 cases += [Case(name, None, False, k, *at) for name in ("shift_add", "unfold")]

@@ -51,7 +51,7 @@ ARGUMENTS = {  # of lal-triton; tuning keeps the sizes that it is done with when
     "bench": "",
     "bench_upsampled": "--upsample --quick --backend triton",
 }
-TINY = "--quick --device cpu --backend torch triton --num-classes 3 --batch-size 1 --size 8 --kernel-size 1 --sweep"
+TINY = "--quick --device cpu --backend cpu triton --num-classes 3 --batch-size 1 --size 8 --kernel-size 1 --sweep"
 DRY_ARGUMENTS = {
     "tune": "--dry-run --kernel-size 1 --shape 1 3 4 4",
     "bench": TINY,

@@ -27,7 +27,7 @@ def evaluate(
     if validation.has_tangent(features) or validation.has_tangent(centers):
         raise NotImplementedError(derivatives.REFUSAL)
     num_classes, dtype = len(centers), loss_dtype(features)
-    labels, _ = torch.ops.lal_triton.prepare(target, None, None, num_classes, 1, ignore_index, dtype)
+    labels, *_ = torch.ops.lal_triton.prepare(target, None, None, num_classes, 1, ignore_index, dtype)
     half_squares, counts, sums = _ClassSums.apply(features, labels, centers)
     total = torch.stack([half_squares, (labels != VOID).sum().to(dtype)])
     if process_group is not None:

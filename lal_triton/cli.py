@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--dtype", nargs="+", choices=DTYPES, metavar="DTYPE", help="default: float32; on a GPU float32 bfloat16"
     )
-    bench.add_argument("--backend", nargs="+", choices=("torch", "triton"), help="default: torch; on a GPU both")
+    bench.add_argument("--backend", nargs="+", choices=("cpu", "triton"), help="default: triton on a GPU, else cpu")
     bench.add_argument("--kernel-size", nargs="+", type=int, default=[3, 5, 7], help="default: 3 5 7")
     bench.add_argument("--batch-size", type=_positive, help="default: 2; on a GPU 16")
     bench.add_argument(
@@ -217,7 +217,7 @@ def _bench_settings(arguments: argparse.Namespace) -> "cases.Settings":
     return cases.Settings(
         device=device,
         dtypes=tuple(DTYPES[name] for name in arguments.dtype or (["float32", "bfloat16"] if on_gpu else ["float32"])),
-        backends=tuple(arguments.backend or (["torch", "triton"] if on_gpu else ["torch"])),
+        backends=tuple(arguments.backend or ["triton" if on_gpu else "cpu"]),
         kernel_sizes=tuple(arguments.kernel_size),
         batch_size=arguments.batch_size or (16 if on_gpu else 2),
         num_classes=(voc.NUM_CLASSES,) if arguments.voc else tuple(classes),
@@ -295,7 +295,7 @@ def _print_costs(arguments: argparse.Namespace) -> int:
 
 def available_backends(device_type: str) -> list[str]:
     available = []
-    for backend in ("torch", "triton"):
+    for backend in ("cpu", "triton"):
         try:
             available.append(choose_backend(backend, device_type, torch.float32))
         except ValueError:

@@ -1,15 +1,15 @@
 """Which implementation runs."""
 
+import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
 from lal_triton import validation, versions
-from lal_triton.kernels.configs import upsampling_is_served
-from lal_triton.options import LocalLoss
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -20,8 +20,8 @@ def constant_in_graphs(function: Function) -> Function:
     return function
 
 
-def backend_for(backend: str, logits: torch.Tensor, size: torch.Size, options: LocalLoss) -> str:
-    """The backend for these logits and labels of this size."""
+def backend_for(backend: str, logits: torch.Tensor) -> str:
+    """The backend for these logits: "cpu", "triton", "reference", or "by image", the reference in little memory."""
     chosen = choose_backend(backend, logits.device.type, logits.dtype)
     if len(logits) == 0:
         return "reference"
@@ -31,41 +31,67 @@ def backend_for(backend: str, logits: torch.Tensor, size: torch.Size, options: L
                 f'backend is "{backend}" and logits carry a forward-mode derivative, expected "reference" or "auto"'
             )
         return "reference"
-    low = logits.shape[2:]
-    if chosen != "triton" or low == size or upsampling_is_served(low, size, options):
-        return chosen
-    if backend == "triton":
-        raise NotImplementedError(
-            'backend is "triton" and logits hardly smaller than target, expected "torch" or "auto": the kernels '
-            "upsample by 2 and more"
-        )
-    return "torch"
+    return chosen
 
 
 @constant_in_graphs  # it reads the environment, which is no part of a graph
 def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
-    """The backend for such logits: "auto" is Triton where it serves them, else torch; "triton" runs or raises."""
-    validation.check_choice("backend", backend, validation.BACKENDS)
-    if backend == "auto":
-        if device_type != "cuda" or dtype == torch.float64 or not _triton_is_installed():
-            return "torch"
-        versions.check_triton()
-        return "triton"
+    """The backend for such logits. "auto" takes the fastest that serves them; "triton" and "cpu" run or raise."""
+    validation.check_backend(backend)
+    if backend == "torch":
+        warnings.warn('backend="torch" is "auto" without Triton now; pass "auto" or "cpu"', DeprecationWarning, 2)
     if backend == "triton":
-        if dtype == torch.float64:
-            raise TypeError('backend is "triton" and logits float64, expected float32, float16 or bfloat16')
-        if not _triton_is_installed():
-            raise ValueError('backend is "triton", expected "torch" or "auto": Triton is not installed')
-        if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(
-                'backend is "triton" and logits are on the CPU, expected a GPU tensor '
-                "(or TRITON_INTERPRET=1 in the environment before the process starts, to interpret the kernels)"
-            )
-        if device_type == "cpu":
-            versions.check_interpreter()
-        versions.check_triton()
+        _check_triton(device_type, dtype)
+    elif backend == "cpu":
+        _check_cpu(device_type)
+    elif backend != "reference":
+        return _automatic(backend == "auto", device_type, dtype)
     return backend
 
 
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _automatic(triton: bool, device_type: str, dtype: torch.dtype) -> str:
+    if triton and device_type == "cuda" and dtype != torch.float64 and is_installed("triton"):
+        versions.check_triton()
+        return "triton"
+    if device_type != "cpu":
+        return "by image"
+    if not is_installed("numba"):
+        _warn_of_numba()
+        return "by image"
+    return "cpu"
+
+
+def _check_cpu(device_type: str) -> None:
+    if device_type != "cpu":
+        raise ValueError(f'backend is "cpu" and logits are on {device_type}, expected "auto" or a tensor on the CPU')
+    if not is_installed("numba"):
+        raise ValueError('backend is "cpu", expected "reference" or "auto": numba is not installed')
+
+
+def _check_triton(device_type: str, dtype: torch.dtype) -> None:
+    if dtype == torch.float64:
+        raise TypeError('backend is "triton" and logits float64, expected float32, float16 or bfloat16')
+    if not is_installed("triton"):
+        raise ValueError('backend is "triton", expected "auto": Triton is not installed')
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            'backend is "triton" and logits are on the CPU, expected a GPU tensor '
+            "(or TRITON_INTERPRET=1 in the environment before the process starts, to interpret the kernels)"
+        )
+    if device_type == "cpu":
+        versions.check_interpreter()
+    versions.check_triton()
+
+
+@functools.cache
+def _warn_of_numba() -> None:
+    """Once in a process."""
+    warnings.warn(
+        "numba is not installed: losses on a CPU are computed in plain torch, many times slower; pip install numba",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

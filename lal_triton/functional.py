@@ -18,6 +18,7 @@ sharded is pooled over the group of its mesh, as with `process_group`.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from lal_triton import center, derivatives, max_pooling, pooling, reference, subclasses, triton_ops, validation
 from lal_triton.dispatch import backend_for
+from lal_triton.kernels.configs import upsampling_is_served
 from lal_triton.labels import centre_mask, encode_labels
 from lal_triton.ops import differentiable_local_loss, differentiable_power_norms
 from lal_triton.options import KernelSize, LocalLoss, Pooling, Window, loss_dtype, make_options
@@ -97,8 +99,8 @@ def locally_adaptive_loss(
             Every rank returns the loss of the global batch, and the sum over the ranks of the gradients is that of one
             process that holds it: DistributedDataParallel averages them, so multiply the loss by the number of ranks
             there. No part of "none"; "max_pooling" needs pool="image" with it.
-        backend: "auto" (Triton on a GPU, else torch), "torch", "triton" (raises where it cannot run), or "reference"
-            (plain differentiable torch, slow, for checking).
+        backend: "auto" ("triton" on a GPU, "cpu" on a CPU), "cpu" (compiled by numba) or "triton" (both raise where
+            they cannot run), or "reference" (plain differentiable torch, slow, for checking).
 
     Returns:
         The loss, a scalar (a map with reduction="none"); 0 with a zero gradient, never NaN, where no pixel is valid.
@@ -287,8 +289,11 @@ def evaluate(
     _warn_of_two_classes(logits, options)
     _warn_of_void_class(logits, ignore_index)
     whole = logits
-    logits = _shrink(logits, target.shape[1:], options.align_corners)
-    backend = backend_for(backend, logits, target.shape[1:], options)
+    size = target.shape[1:]
+    logits = _shrink(logits, size, options.align_corners)
+    backend = backend_for(backend, logits)
+    if backend == "triton" and logits.shape[2:] != size and not upsampling_is_served(logits.shape[2:], size, options):
+        logits = _interpolate(logits, size, options.align_corners)
 
     if reduction != "minkowski":
         p = 1.0
@@ -300,23 +305,24 @@ def evaluate(
 
     detached = [None if weights is None else weights.detach() for weights in (weight, pixel_weight)]
     rest = logits.shape[1], options.stride, ignore_index, loss_dtype(logits)
-    labels, omega = torch.ops.lal_triton.prepare(target, *detached, *rest)
-    mass = omega.sum((1, 2))
+    labels, omega, mass = torch.ops.lal_triton.prepare(target, *detached, *rest)
     class_weight = None
     if reduction != "minkowski" and weight is not None and options.label_smoothing > 0:
         class_weight = detached[0]  # the weights stand inside the cost's two terms
         omega = torch.ops.lal_triton.prepare(target, None, detached[1], *rest)[1]
 
     pooled_by_norm = reduction not in ("none", "max_pooling")
-    if backend == "torch" and pooled_by_norm and logits.requires_grad and torch.is_grad_enabled():
-        origin = derivatives.origin(logits)
-        norms = differentiable_power_norms(logits, labels, class_weight, omega, origin, p, *options)[0]
+    if backend == "cpu" and pooled_by_norm:
+        origin, derive = derivatives.origin(logits), logits.requires_grad and torch.is_grad_enabled()
+        norms = differentiable_power_norms(logits, labels, class_weight, omega, origin, p, derive, *options)[0]
         return pooling.pool_norms(norms, mass, reduction, p, pool, process_group)
 
     if backend == "triton":
         losses = triton_ops.local_loss(logits, target, class_weight, options, ignore_index)
-    elif backend == "torch":
+    elif backend == "cpu":
         losses = differentiable_local_loss(logits, labels, class_weight, *options)
+    elif backend == "by image":
+        losses = reference.local_loss_by_image(logits, labels, class_weight, options)
     else:
         losses = reference.local_loss(logits, labels, class_weight, options)
     if pooled_by_norm:
@@ -344,7 +350,11 @@ def _shrink(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
     smaller = [min(low, high) for low, high in zip(logits.shape[2:], size, strict=True)]
     if smaller == list(logits.shape[2:]):
         return logits
-    return F.interpolate(logits.to(loss_dtype(logits)), smaller, mode="bilinear", align_corners=align_corners)
+    return _interpolate(logits, smaller, align_corners)
+
+
+def _interpolate(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    return F.interpolate(logits.to(loss_dtype(logits)), size, mode="bilinear", align_corners=align_corners)
 
 
 def _warn_of_two_classes(logits: Tensor, options: LocalLoss) -> None:

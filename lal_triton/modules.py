@@ -30,7 +30,7 @@ class _Loss(nn.Module):
         )
         validation.check_number("p", pooled.get("p", 1.0), low=1)
         validation.check_integer("ignore_index", pooled["ignore_index"])
-        validation.check_choice("backend", pooled["backend"], validation.BACKENDS)
+        validation.check_backend(pooled["backend"])
         validation.check_choice("upsample", pooled["upsample"], ("bilinear", None))
         if isinstance(local.get("window"), Tensor):
             local["window"] = local["window"].tolist()

@@ -1,8 +1,9 @@
-"""The torch backend's custom ops: opaque to torch.compile, autocast and torch.func, with fake kernels and autograd.
+"""The custom ops on CPUs: opaque to torch.compile, autocast and torch.func, with fake kernels and autograd.
 
-prepare               encoded labels and omega(p), after the checks that read values (on the CPU: a GPU would stall)
-local_loss            the map of per-pixel losses; differentiable for any gradient of the map
-power_norms           each image's power norm; its forward computes the gradient too, up to one factor per row
+prepare        encoded labels, omega(p) and its sums, on any device; on a CPU after the checks that read values
+local_loss     the map of per-pixel losses; differentiable for any gradient of the map
+power_norms    each image's power norm; its forward can make the gradient too, up to one factor per row
+scale_rows     that gradient times those factors
 """
 
 import functools
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lal_triton import derivatives, pooling, torch_backend, validation
+from lal_triton import derivatives, dispatch, validation
 from lal_triton.labels import centre_mask, encode_labels
 from lal_triton.options import LocalLoss, loss_dtype
 
@@ -23,16 +24,17 @@ OPTIONS = (
 library = torch.library.Library("lal_triton", "DEF")
 library.define(
     "prepare(Tensor target, Tensor? weight, Tensor? pixel_weight, SymInt num_classes, int stride, int ignore_index, "
-    "ScalarType dtype) -> (Tensor labels, Tensor omega)"
+    "ScalarType dtype) -> (Tensor labels, Tensor omega, Tensor mass)"
 )
 library.define(f"local_loss(Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor")
 library.define(
     f"local_loss_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor"
 )
 library.define(
-    f"power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, Tensor origin, float p, {OPTIONS})"
-    " -> (Tensor norms, Tensor gradient, Tensor factor)"
+    "power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, Tensor origin, float p, bool derive, "
+    f"{OPTIONS}) -> (Tensor norms, Tensor gradient, Tensor factor)"
 )
+library.define("scale_rows(Tensor gradient, Tensor factor, ScalarType dtype) -> Tensor")
 
 
 def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,8 +67,12 @@ def prepare(
     stride: int,
     ignore_index: int,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Labels as `labels.encode_labels` gives them, and omega(p) = weight[y(p)] x pixel_weight(p), 0 without a loss."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels as `labels.encode_labels` gives them, omega(p) = weight[y(p)] x pixel_weight(p), and its sums `[N]`."""
+    if target.device.type == "cpu" and dispatch.is_installed("numba"):
+        from lal_triton.cpu import backend
+
+        return backend.prepare(target, weight, pixel_weight, num_classes, stride, ignore_index, dtype)
     if target.device.type == "cpu":
         validation.check_values(target, weight, pixel_weight, num_classes, ignore_index)
     labels = encode_labels(target, num_classes, ignore_index)
@@ -76,11 +82,12 @@ def prepare(
         omega *= weight.to(omega.dtype)[labels.clamp(min=0).long()]
     if pixel_weight is not None:
         omega = torch.where(centres, omega * pixel_weight.to(dtype), 0)
-    return labels, omega
+    return labels, omega, omega.sum((1, 2))
 
 
-def _prepare_fake(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return target.new_empty(target.shape, dtype=torch.int32), target.new_empty(target.shape, dtype=rest[-1])
+def _prepare_fake(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    labels, omega = (target.new_empty(target.shape, dtype=dtype) for dtype in (torch.int32, rest[-1]))
+    return labels, omega, omega.new_empty(len(target))
 
 
 def local_loss_of(options: Sequence[Any]) -> LocalLoss:
@@ -90,7 +97,9 @@ def local_loss_of(options: Sequence[Any]) -> LocalLoss:
 
 
 def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
-    return torch_backend.local_loss(logits, labels, weight, local_loss_of(options))
+    from lal_triton.cpu import backend  # here: numba is imported by the first loss on a CPU
+
+    return backend.local_loss(logits, labels, weight, local_loss_of(options))
 
 
 def _local_loss_fake(logits: Tensor, labels: Tensor, *_: Any) -> Tensor:
@@ -100,7 +109,9 @@ def _local_loss_fake(logits: Tensor, labels: Tensor, *_: Any) -> Tensor:
 def local_loss_backward(
     gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
 ) -> Tensor:
-    return torch_backend.local_loss_backward(gradient, logits, labels, weight, local_loss_of(options))
+    from lal_triton.cpu import backend
+
+    return backend.local_loss_backward(gradient, logits, labels, weight, local_loss_of(options))
 
 
 def _local_loss_backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -125,20 +136,39 @@ def _local_loss_autograd(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...
 
 
 def power_norms(
-    logits: Tensor, labels: Tensor, weight: Tensor | None, omega: Tensor, origin: Tensor, p: float, *options: Any
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    omega: Tensor,
+    origin: Tensor,
+    p: float,
+    derive: bool,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    losses, gradient, scale = torch_backend.local_loss_and_gradient(
-        logits, labels, weight, omega, p, local_loss_of(options)
-    )
-    norms = pooling.power_norm(losses.double(), omega.double(), p)
-    nonzero = torch.where(norms == 0, 1, norms)
-    factor = (scale / nonzero[:, None]) ** (p - 1)
-    return norms.to(losses.dtype), gradient, factor.to(losses.dtype)
+    from lal_triton.cpu import backend
+
+    results = backend.power_norms(logits, labels, weight, omega, p, local_loss_of(options), derive)
+    nonzero = torch.where(results.norms == 0, 1, results.norms)
+    factor = (results.scale / nonzero[:, None]) ** (p - 1)
+    dtype = loss_dtype(logits)
+    return results.norms.to(dtype), results.gradient, factor.to(dtype)
 
 
-def _power_norms_fake(logits: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _power_norms_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    derive = rest[5]
     norms = logits.new_empty(logits.shape[0], dtype=loss_dtype(logits))
-    return norms, torch.empty_like(logits, dtype=norms.dtype), norms.new_empty(logits.shape[0], logits.shape[2])
+    gradient = torch.empty_like(logits, dtype=norms.dtype) if derive else norms.new_empty(0)
+    return norms, gradient, norms.new_empty(logits.shape[0], logits.shape[2])
+
+
+def scale_rows(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    from lal_triton.cpu import backend
+
+    return backend.scale_rows(gradient, factor, dtype)
+
+
+def _scale_rows_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(gradient, dtype=dtype)
 
 
 def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -155,7 +185,7 @@ def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[T
     unscaled, factor, origin = ctx.saved_tensors
 
     def of_logits() -> Tensor:
-        return (unscaled * (factor * gradient[:, None])[:, None, :, None]).to(ctx.dtype)
+        return torch.ops.lal_triton.scale_rows(unscaled, factor * gradient[:, None], ctx.dtype)
 
     return derivatives.first_derivative(of_logits, gradient, origin), *none
 
@@ -164,5 +194,6 @@ register("prepare", prepare, _prepare_fake)
 register("local_loss", local_loss, _local_loss_fake)
 register("local_loss_backward", local_loss_backward, _local_loss_backward_fake)
 register("power_norms", power_norms, _power_norms_fake)
+register("scale_rows", scale_rows, _scale_rows_fake)
 differentiable_local_loss = register_autograd("local_loss", _save_local_loss, _local_loss_autograd)
 differentiable_power_norms = register_autograd("power_norms", _save_power_norms, _power_norms_autograd)

@@ -6,6 +6,7 @@ In float64 it is the oracle of the tests. Autograd keeps k^2 tensors of the logi
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lal_triton.labels import INVALID, VOID, centre_mask
 from lal_triton.options import LocalLoss, loss_dtype
@@ -80,3 +81,14 @@ def local_loss(
     cost = local_cost(merge(logits, labels, options), labels, weight, options)
     cost = torch.where(labels == INVALID, torch.nan, cost)
     return torch.where(centre_mask(labels, options.stride), cost, 0)
+
+
+def local_loss_by_image(
+    logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, options: LocalLoss
+) -> torch.Tensor:
+    """The same, one image at a time and each a second time in the backward: what autograd keeps is one image's."""
+    maps = [
+        checkpoint(local_loss, logits[i : i + 1], labels[i : i + 1], weight, options, use_reentrant=False)
+        for i in range(len(logits))
+    ]
+    return torch.cat(maps)

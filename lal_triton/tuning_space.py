@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from lal_triton import functional, validation
-from lal_triton.dispatch import backend_for
 from lal_triton.kernels import configs
-from lal_triton.kernels.configs import Config, Setting
+from lal_triton.kernels.configs import Config, Setting, upsampling_is_served
 from lal_triton.options import make_options
 
 Forced = Mapping[str, Config]
@@ -47,8 +46,12 @@ class Problem(NamedTuple):
             raise ValueError(f"upsampling is {ratio}, expected a divisor of the labels' size {height} x {width}")
         pair = validation.check_kernel_size(kernel_size)
         problem = cls(pair, (images, classes, height, width), str(dtype).removeprefix("torch."), ratio)
-        logits, target = problem.make(torch.device("meta"))
-        backend_for("triton", logits, target.shape[1:], make_options(kernel_size=pair))
+        low = height // ratio, width // ratio
+        if ratio > 1 and not upsampling_is_served(low, (height, width), make_options(kernel_size=pair)):
+            raise NotImplementedError(
+                f"kernel_size is {kernel_size} and upsampling {ratio}, expected a smaller window or another ratio: the "
+                "logits are interpolated before the loss there, with the configurations of upsampling 1"
+            )
         return problem
 
     def make(self, device: torch.device) -> tuple[Tensor, Tensor]:

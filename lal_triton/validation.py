@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-BACKENDS = ("auto", "torch", "triton", "reference")
+BACKENDS = ("auto", "cpu", "triton", "reference")
 REDUCTIONS = ("minkowski", "mean", "sum", "none", "max_pooling")
 LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 TARGET_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -19,6 +19,11 @@ TARGET_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def check_choice(name: str, value: object, known: Sequence[str | None]) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}")
+
+
+def check_backend(backend: object) -> None:
+    if backend != "torch":  # deprecated
+        check_choice("backend", backend, BACKENDS)
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, strict: bool = False) -> float:

@@ -26,7 +26,7 @@ STYLES = {  # by name, backend and whether compiled
     ("unfold", None, False): Style("LAL by F.unfold", "#D55E00", "s", "-"),
     ("shift_add", None, False): Style("LAL by shift-and-add", "#CC79A7", "^", "-"),
     ("shift_add", None, True): Style("LAL by shift-and-add, compiled", "#CC79A7", "v", "--"),
-    ("lal", "torch", False): Style("lal_triton (torch)", "#0072B2", "o", "-"),
+    ("lal", "cpu", False): Style("lal_triton (cpu)", "#0072B2", "o", "-"),
     ("lal", "triton", False): Style("lal_triton (triton)", "#009E73", "D", "-"),
     ("cross_entropy", None, False): Style("F.cross_entropy", "#000000", ".", "-"),
     ("cross_entropy", None, True): Style("F.cross_entropy, compiled", "#000000", "x", ":"),

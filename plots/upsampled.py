@@ -33,7 +33,7 @@ def style(row: Row) -> dict[str, Any]:
     if row["name"] == "unfold":
         return {"color": "#D55E00", "marker": "s", "linestyle": "-"}
     colours = {"own_cross_entropy": "#56B4E9", "own_focal": "#CC79A7"}
-    line = "--" if row["backend"] == "torch" else "-"
+    line = "--" if row["backend"] == "cpu" else "-"
     size = 9 if row["name"] == "own_cross_entropy" else 5  # seen around that of the focal loss, which needs as much
     return {"color": colours.get(row["name"], "#009E73"), "marker": "o", "markersize": size, "linestyle": line}
 

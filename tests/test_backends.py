@@ -12,8 +12,8 @@ from problems import DEVICE, OPTIONS, eager_samples, make_case, make_problem, va
 from lal_triton.functional import locally_adaptive_loss
 
 # The interpreter takes about a second a kernel, and a GPU compiles most examples anew.
-EXAMPLES = {"torch": 60, "triton": 8}
-BACKENDS = ["torch", "triton"]
+EXAMPLES = {"cpu": 60, "triton": 8}
+BACKENDS = ["cpu", "triton"]
 HALF = [torch.float16, torch.bfloat16]
 
 
@@ -104,10 +104,10 @@ def examples_of(backend):
     )
 
 
-@examples_of("torch")
+@examples_of("cpu")
 @given(data=st.data())
 def test_random_problems_torch(data):
-    run_example("torch", data)
+    run_example("cpu", data)
 
 
 @examples_of("triton")
@@ -116,7 +116,7 @@ def test_random_problems_triton(data):
     run_example("triton", data)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
 @pytest.mark.parametrize("reduction", ["minkowski", "mean", "sum", "none"])
 def test_no_valid_pixel_is_zero(backend, reduction):
     logits, target = make_problem((2, 3, 4, 5))
@@ -127,7 +127,7 @@ def test_no_valid_pixel_is_zero(backend, reduction):
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
 def test_an_image_of_zero_weight_counts_as_void(backend):
     logits, target = make_problem((3, 3, 4, 5))
     pixel_weight = torch.ones(target.shape, device=DEVICE)
@@ -238,20 +238,19 @@ def test_checkerboard_of_two_labels():
 @pytest.mark.parametrize("rows", [1, 3, 64])
 def test_bands_of_any_height_agree(rows, monkeypatch):
     logits, target = make_problem((3, 4, 13, 6))
-    whole, whole_gradient = value_and_gradient(logits, target, torch.float64, backend="torch", p=5.0)
-    monkeypatch.setattr("lal_triton.torch_backend._MIN_BAND_ROWS", rows)
-    monkeypatch.setattr("lal_triton.torch_backend._BAND_ELEMENTS", 0)
-    loss, gradient = value_and_gradient(logits, target, torch.float64, backend="torch", p=5.0)
+    whole, whole_gradient = value_and_gradient(logits, target, torch.float64, backend="auto", p=5.0)
+    monkeypatch.setattr("lal_triton.cpu.backend.BAND_ROWS", rows)
+    loss, gradient = value_and_gradient(logits, target, torch.float64, backend="auto", p=5.0)
     torch.testing.assert_close(loss, whole, rtol=1e-13, atol=0)
     torch.testing.assert_close(gradient, whole_gradient, rtol=1e-12, atol=1e-16)
 
 
 def test_a_thousand_classes():
     logits, target = make_problem((1, 1000, 4, 5), labels=1000)
-    assert_matches_reference(logits, torch.where(target == 255, 0, target), "torch", ignore_index=-100)
+    assert_matches_reference(logits, torch.where(target == 255, 0, target), "auto", ignore_index=-100)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
 @pytest.mark.parametrize("reduction", ["minkowski", "mean", "none"])
 def test_weights_of_another_dtype(backend, reduction):
     """They are constants: the loss has the dtype that its logits give it."""

@@ -242,7 +242,7 @@ def tiny_settings(**changes):
     settings = cases.Settings(
         device=CPU,
         dtypes=(torch.float32,),
-        backends=("torch",),
+        backends=("cpu",),
         kernel_sizes=(1, 3),
         batch_size=2,
         num_classes=(4,),

@@ -8,9 +8,9 @@ from problems import DEVICE, WINDOW, make_problem, value_and_gradient
 from test_backends import assert_matches_reference
 
 from lal_triton import LocallyAdaptiveLoss
-from lal_triton.functional import locally_adaptive_loss
+from lal_triton.functional import cross_entropy, locally_adaptive_loss
 
-BACKENDS = ["torch", "triton"]
+BACKENDS = ["cpu", "triton"]
 CROSS_ENTROPY = {"kernel_size": 1, "window": "uniform", "normalize": False}
 
 
@@ -56,11 +56,31 @@ def test_a_common_offset_has_no_effect(backend, upsampling):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_asymmetric_window_over_one_label(backend):
-    """The torch backend keeps the weights of windows that see one label only."""
     logits, target = make_problem((1, 4, 6, 9))
     target = torch.ones_like(target)
     target[:, :, 7:] = 2
     assert_matches_reference(logits, target, backend, kernel_size=3, window=WINDOW)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 9])
+@pytest.mark.parametrize("window", ["chessboard", "uniform"])
+@pytest.mark.parametrize("backend", ["cpu"])
+def test_plain_windows(backend, window, kernel_size):
+    """Runs of columns whose windows see one label are merged as boxes; here runs end within them, and between two."""
+    logits, target = make_problem((1, 3, 20, 150), labels=3)
+    target[:, 4:] = 1
+    target[:, 4:, 71:100] = 2
+    target[:, 9, 120] = 255
+    assert_matches_reference(logits, target, backend, kernel_size=kernel_size, window=window)
+
+
+def test_the_loss_of_certain_pixels():
+    """log(1 + x) of a small x, which eager float32 rounds to 0."""
+    logits = torch.tensor([20.0, 0, -1]).view(1, 3, 1, 1).to(DEVICE)
+    target = torch.zeros(1, 1, 1, dtype=torch.long, device=DEVICE)
+    if DEVICE == "cpu":
+        expected = torch.nn.functional.cross_entropy(logits.double(), target)
+        torch.testing.assert_close(cross_entropy(logits, target).double(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kernel_size", [(4, 3), (3, 4)])

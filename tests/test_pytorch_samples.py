@@ -10,7 +10,7 @@ from torch.testing._internal.common_modules import module_db
 
 from lal_triton.functional import center_loss, cross_entropy, focal_loss, locally_adaptive_loss, merge
 
-BACKENDS = ["torch", "triton", "reference"]
+BACKENDS = ["cpu", "triton", "reference"]
 (SAMPLED,) = (op for op in op_db if op.name == "nn.functional.cross_entropy")
 (MODULE,) = (module for module in module_db if module.name == "nn.CrossEntropyLoss")
 SHARED = ("weight", "reduction", "label_smoothing", "ignore_index")
@@ -113,7 +113,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("size", [(3, 4), (6, 8)], ids=["equal", "upsampled"])
 def test_numerical_derivatives(name, backend, size):
     """The first of all, the second of the reference; max-pooling's holds its weights fixed, which has no second."""

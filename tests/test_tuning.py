@@ -397,7 +397,7 @@ def test_tune_without_a_gpu(capsys):
         (
             {"kernel_size": 31, "shape": (1, 3, 64, 64), "upsampling": 2},
             NotImplementedError,
-            "hardly smaller than target",
+            "expected a smaller window or another ratio",
         ),
         ({"dtype": torch.float64}, TypeError, "logits float64"),
     ],

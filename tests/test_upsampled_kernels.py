@@ -11,7 +11,7 @@ from test_upsampling import make_upsampled
 
 pytest.importorskip("triton")
 
-from lal_triton import LocallyAdaptiveLoss, dispatch, functional
+from lal_triton import LocallyAdaptiveLoss, functional
 from lal_triton.kernels import configs, plans
 from lal_triton.kernels.configs import upsampling_is_served
 from lal_triton.options import Pooling, make_options
@@ -227,13 +227,10 @@ def test_ratios_of_two_and_more_are_served(kernel_size, align_corners):
             _tables(low, high, align_corners, (kernel_size, kernel_size), torch.device("cpu"))  # or it raises
 
 
-def test_other_ratios_take_the_torch_backend(monkeypatch):
+def test_logits_of_other_ratios_are_interpolated_first():
     logits, target = make_problem((1, 3, 7, 9))[0], make_problem((1, 3, 8, 9))[1]
-    with pytest.raises(NotImplementedError, match="hardly smaller than target"):
-        functional.locally_adaptive_loss(logits, target, backend="triton")
-    monkeypatch.setattr(dispatch, "choose_backend", lambda *_: "triton")
-    for size, backend in (((8, 9), "torch"), ((7, 9), "triton"), ((14, 18), "triton")):
-        assert dispatch.backend_for("auto", logits, torch.Size(size), LAL) == backend
+    assert not upsampling_is_served((7, 9), (8, 9), LAL)
+    assert_matches_reference(logits, target, "triton")
 
 
 def test_dynamic_shapes_compile_in_a_full_graph():

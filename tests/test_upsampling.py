@@ -13,10 +13,8 @@ from lal_triton import (
     CrossEntropyLoss,
     FocalLoss,
     LocallyAdaptiveLoss,
-    bilinear,
     derivatives,
     functional,
-    torch_upsampling,
 )
 from lal_triton.benchmarks.memory import allocations
 from lal_triton.functional import locally_adaptive_loss
@@ -28,9 +26,8 @@ SIZES = [(8, 10), (16, 20), (32, 40), (16, 10), (17, 23), (9, 5), (4, 13), (5, 6
 
 @pytest.fixture
 def small_bands(monkeypatch):
-    """Bands of a single row of tiles, so that the images of the tests have several."""
-    monkeypatch.setattr(torch_upsampling, "_BAND_ELEMENTS", 1)
-    monkeypatch.setattr(bilinear, "_CHUNK_ELEMENTS", 1)
+    """Bands of a few rows, so that the images of the tests have several."""
+    monkeypatch.setattr("lal_triton.cpu.backend.BAND_ROWS", 3)
 
 
 def make_upsampled(options, size=(16, 20), low=LOW, images=3, **problem):
@@ -46,7 +43,7 @@ def make_upsampled(options, size=(16, 20), low=LOW, images=3, **problem):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(small_bands, name, align_corners):
     logits, target, options = make_upsampled(OPTIONS[name])
-    assert_matches_reference(logits, target, "torch", align_corners=align_corners, **options)
+    assert_matches_reference(logits, target, "auto", align_corners=align_corners, **options)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -54,14 +51,14 @@ def test_every_option(small_bands, name, align_corners):
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 7}, {"kernel_size": 1, "normalize": False}], ids=str)
 def test_every_ratio(small_bands, size, align_corners, options):
     logits, target, options = make_upsampled(options, size)
-    assert_matches_reference(logits, target, "torch", align_corners=align_corners, **options)
+    assert_matches_reference(logits, target, "auto", align_corners=align_corners, **options)
 
 
 @pytest.mark.parametrize("low", [(1, 1), (1, 5), (4, 1), (2, 2)], ids=str)
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_few_logits(low, align_corners):
     logits, target, _ = make_upsampled({}, low=low)
-    assert_matches_reference(logits, target, "torch", align_corners=align_corners)
+    assert_matches_reference(logits, target, "auto", align_corners=align_corners)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -86,7 +83,7 @@ def test_float64_is_exact_and_leaves_its_input_alone(small_bands, size, reductio
     before = logits.clone()
     results = [
         value_and_gradient(logits, target, torch.float64, reduction=reduction, backend=backend)
-        for backend in ("torch", "reference")
+        for backend in ("auto", "reference")
     ]
     torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-13)
     assert torch.equal(logits, before)
@@ -116,7 +113,7 @@ def test_cross_entropy_and_focal_and_their_modules():
 @pytest.mark.parametrize("size", [(16, 20), (3, 4)], ids=str)
 def test_half_precision(dtype, reduction, size):
     logits, target, _ = make_upsampled({}, size)
-    assert_matches_reference(logits, target, "torch", dtype, reduction=reduction)
+    assert_matches_reference(logits, target, "auto", dtype, reduction=reduction)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None)
@@ -137,7 +134,7 @@ def test_random_problems(data):
     assert_matches_reference(
         logits.to(memory_format=data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))),
         target.to(data.draw(st.sampled_from([torch.uint8, torch.int64]))),
-        "torch",
+        "auto",
         data.draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16])),
         align_corners=data.draw(st.booleans()),
         kernel_size=data.draw(st.sampled_from([1, 3, 5, 7, (1, 9), (5, 3)])),
@@ -157,7 +154,7 @@ def test_corners_that_cancel():
     logits = logits[:, :, :1, :1] * sign.repeat(3)[: LOW[1]] * sign.repeat(3)[: LOW[0], None]
     logits = logits + 1e-3 * make_problem((3, 4, *LOW), seed=5)[0]
     for align_corners in (False, True):
-        assert_matches_reference(logits, target, "torch", align_corners=align_corners)
+        assert_matches_reference(logits, target, "auto", align_corners=align_corners)
 
 
 def test_no_allocation_is_as_large_as_the_upsampled_logits():
@@ -190,7 +187,7 @@ def test_non_finite_logits_stay_in_their_window():
     near[0, 0, 2, 3] = near[0, 0, 7, 9] = 1
     touched = F.interpolate(near, (32, 40), mode="bilinear")
     inside = F.max_pool2d(touched, 5, 1, 2)[:, 0] > 0  # some pixel of the window interpolates from a bad one
-    options = {"reduction": "none", "backend": "torch"}
+    options = {"reduction": "none", "backend": "auto"}
     loss, gradient = value_and_gradient(logits, target, torch.float32, **options)
     expected, expected_gradient = value_and_gradient(clean, target, torch.float32, **options)
     assert not loss[(touched[:, 0] > 0) & (target != 255)].isfinite().any()
@@ -207,14 +204,14 @@ def test_non_finite_logits_stay_in_their_window():
 def test_opcheck_and_full_graph(reduction):
     logits, target, _ = make_upsampled({})
     options = make_options(kernel_size=3, window="chessboard", normalize=True, align_corners=True)
-    labels, omega = torch.ops.lal_triton.prepare(target, None, None, 4, 1, 255, torch.float32)
+    labels, omega, _ = torch.ops.lal_triton.prepare(target, None, None, 4, 1, 255, torch.float32)
     leaf = logits.clone().requires_grad_()
     if reduction == "none":
         torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (leaf, labels, None, *options))
     else:
-        arguments = (leaf, labels, None, omega, derivatives.origin(leaf), 3.0, *options)
+        arguments = (leaf, labels, None, omega, derivatives.origin(leaf), 3.0, True, *options)
         torch.library.opcheck(torch.ops.lal_triton.power_norms.default, arguments)
-    loss = LocallyAdaptiveLoss(3, reduction=reduction, backend="torch")
+    loss = LocallyAdaptiveLoss(3, reduction=reduction, backend="auto")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for size in ((4, 5), (3, 30)):  # upsampled, and shrunk in one direction
         leaf = make_problem((3, 4, *size))[0].double().requires_grad_()  # the compiler interpolates in another order
@@ -225,6 +222,6 @@ def test_opcheck_and_full_graph(reduction):
 def test_a_half_gradient_is_rounded_once():
     logits, target, _ = make_upsampled({})
     half = logits.half()
-    _, gradient = value_and_gradient(half, target, torch.float16, backend="torch", p=2.0)
-    _, exact = value_and_gradient(half.float(), target, torch.float32, backend="torch", p=2.0)
+    _, gradient = value_and_gradient(half, target, torch.float16, backend="auto", p=2.0)
+    _, exact = value_and_gradient(half.float(), target, torch.float32, backend="auto", p=2.0)
     assert_as_accurate(gradient, exact, exact.double())

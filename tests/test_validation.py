@@ -48,7 +48,7 @@ BAD_OPTIONS = [
     ({"ignore_index": 1.0}, TypeError, r"ignore_index is 1\.0, expected an integer"),
     ({"upsample": "nearest"}, ValueError, r"upsample is 'nearest', expected one of 'bilinear'"),
     ({"process_group": object()}, TypeError, r"process_group is a object"),
-    ({"backend": "jax"}, ValueError, r"backend is 'jax', expected one of 'auto', 'torch', 'triton', 'reference'"),
+    ({"backend": "jax"}, ValueError, r"backend is 'jax', expected one of 'auto', 'cpu', 'triton', 'reference'"),
     ({"p": torch.tensor(3.0)}, TypeError, r"p is tensor\(3\.\), expected a number; pass its \.item\(\)"),
     ({"p": np.array(3.0)}, TypeError, r"p is array\(3\.\), expected a number; pass its \.item\(\)"),
     ({"p": True}, TypeError, r"p is True, expected a number"),

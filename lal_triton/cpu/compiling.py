@@ -1,0 +1,59 @@
+"""How the functions here are compiled, once for a machine: numba keeps them in a folder of the user's."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import config, event
+
+logger = logging.getLogger("lal_triton")
+inlined = numba.njit(fastmath={"contract"})  # a product and a sum may be one instruction; nothing else is assumed
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """A function that Python calls: it runs without the GIL and is kept on disk, where there is a place for it."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
+    folder = _folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        logger.warning("%s cannot be written: the loss for CPUs is compiled in each process", folder)
+        return numba.njit(**options)(function)
+    configured = vars(config)
+    before = configured["CACHE_DIR"]
+    configured["CACHE_DIR"] = str(folder)  # numba reads it when it decorates a function
+    try:
+        return numba.njit(cache=True, **options)(function)
+    finally:
+        configured["CACHE_DIR"] = before
+
+
+def _folder() -> Path:
+    """A folder of its own for each state of these sources: numba looks at the file of the outermost function alone."""
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    chosen = os.environ.get("LAL_TRITON_CACHE_DIR")
+    if chosen is None:
+        import platformdirs
+
+        chosen = platformdirs.user_cache_dir("lal_triton")
+    return Path(chosen) / "cpu" / hashlib.sha256(sources).hexdigest()[:16]
+
+
+class _Announcement(event.Listener):
+    """Says that a sweep is compiled; what comes from the disk is not."""
+
+    def on_start(self, event: event.Event) -> None:
+        if event.data["dispatcher"].py_func.__name__ == "sweep":
+            logger.warning("compiling the loss for CPUs, once for this machine (some seconds)")
+
+    def on_end(self, event: event.Event) -> None:
+        """Nothing more to say."""
+
+
+event.register("numba:compile", _Announcement())

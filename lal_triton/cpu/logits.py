@@ -1,0 +1,166 @@
+# mypy: ignore-errors
+"""Where rows of logits come from and where rows of their gradient go: at full resolution, or through an interpolation.
+
+Interpolated rows lie between two low-resolution rows, which are expanded to the labels' columns once. Rows of the
+gradient are summed into two such rows, each of which is brought to low resolution when the labels have passed it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lal_triton.cpu.compiling import inlined
+from lal_triton.cpu.rows import fill
+
+
+@inlined
+def read(x, place, y, labels, border, z):
+    """Row y of the logits, to `z` `[C, border + W + border]`; 0 where the label, of the same columns, is negative."""
+    first, class_stride, row_stride, column_stride = place
+    width = z.shape[1] - 2 * border
+    inside = labels[border : border + width]
+    zero = z.dtype.type(0)
+    for c in range(len(z)):
+        out = z[c, border : border + width]
+        begin = first + c * class_stride + y * row_stride
+        if column_stride == 1:
+            row = x[begin : begin + width]
+            for i in range(width):
+                out[i] = row[i] if inside[i] >= 0 else zero
+        else:
+            for i in range(width):
+                out[i] = x[begin + i * column_stride] if inside[i] >= 0 else zero
+
+
+@inlined
+def write(gradient, place, y, dz):
+    """Row y of the gradient, `[C, W]`."""
+    first, class_stride, row_stride, column_stride = place
+    width = dz.shape[1]
+    for c in range(len(dz)):
+        row = dz[c]
+        begin = first + c * class_stride + y * row_stride
+        if column_stride == 1:
+            out = gradient[begin : begin + width]
+            for i in range(width):
+                out[i] = row[i]
+        else:
+            for i in range(width):
+                gradient[begin + i * column_stride] = row[i]
+
+
+class Tables(NamedTuple):
+    """Each pixel's lower neighbour along an axis, and the weight of the upper one."""
+
+    lower_row: np.ndarray
+    row_fraction: np.ndarray
+    lower_column: np.ndarray
+    column_fraction: np.ndarray
+    height: int  # of the low-resolution logits
+    width: int
+
+
+class Between(NamedTuple):
+    """Low-resolution row i lies at i modulo 2."""
+
+    expanded: np.ndarray  # [2, C, W]
+    held: np.ndarray  # [2], which rows are expanded
+    line: np.ndarray  # [w + 1], a row of one class; the last pixel twice
+    sums: np.ndarray  # [2, C, W], of the gradient
+    passed: np.ndarray  # [2], the first row that `gradient` holds, and the row of the sums that the labels are at
+
+
+@inlined
+def make_between(tables, classes, width, first, real):
+    held, passed = np.empty(2, np.int64), np.empty(2, np.int64)
+    for i in range(2):
+        held[i], passed[i] = -1, tables.lower_row[first]
+    line = np.empty(tables.width + 1, real)
+    return Between(np.empty((2, classes, width), real), held, line, np.zeros((2, classes, width), real), passed)
+
+
+@inlined
+def interpolate(x, place, tables, between, y, labels, border, z):
+    """Row y of the interpolated logits, as `read` gives it; x is contiguous in its columns."""
+    low = tables.lower_row[y]
+    for row in range(low, min(low + 2, tables.height)):
+        if between.held[row % 2] != row:
+            between.held[row % 2] = row
+            expand(x, place, row, tables, between.line, between.expanded[row % 2])
+    upper = min(low + 1, tables.height - 1)
+    below, above = between.expanded[low % 2], between.expanded[upper % 2]
+    width = below.shape[1]
+    inside = labels[border : border + width]
+    fraction = tables.row_fraction[y]
+    zero, rest = z.dtype.type(0), z.dtype.type(1) - fraction
+    for c in range(len(z)):
+        a, b, out = below[c], above[c], z[c, border : border + width]
+        for i in range(width):
+            out[i] = rest * a[i] + fraction * b[i] if inside[i] >= 0 else zero
+
+
+@inlined
+def expand(x, place, row, tables, line, out):
+    """A low-resolution row at the labels' columns, `[C, W]`."""
+    first, class_stride, row_stride, _ = place
+    width = tables.width
+    lower, fraction = tables.lower_column, tables.column_fraction
+    one = out.dtype.type(1)
+    for c in range(len(out)):
+        begin = first + c * class_stride + row * row_stride
+        narrow = x[begin : begin + width]
+        for j in range(width):
+            line[j] = narrow[j]
+        line[width] = line[width - 1]
+        wide = out[c]
+        for i in range(len(wide)):
+            wide[i] = (one - fraction[i]) * line[lower[i]] + fraction[i] * line[lower[i] + 1]
+
+
+@inlined
+def spread(dz, tables, between, y, gradient):
+    """Adds row y of the gradient, `[C, W]`, to its two low-resolution rows: the transpose of `interpolate`."""
+    low = tables.lower_row[y]
+    base, at = between.passed
+    zero = dz.dtype.type(0)
+    if low != at:
+        contract(between.sums[at % 2], tables, gradient[at - base])
+        fill(between.sums[at % 2], zero)
+        between.passed[1] = low
+    below, above = between.sums[low % 2], between.sums[(low + 1) % 2]
+    fraction = tables.row_fraction[y]
+    rest = dz.dtype.type(1) - fraction
+    for c in range(len(dz)):
+        row, a, b = dz[c], below[c], above[c]
+        for i in range(len(row)):
+            a[i] += rest * row[i]
+        for i in range(len(row)):
+            b[i] += fraction * row[i]
+
+
+@inlined
+def finish(tables, between, gradient):
+    """Brings the last two sums to low resolution."""
+    base, at = between.passed
+    for row in range(at, min(at + 2, tables.height)):
+        contract(between.sums[row % 2], tables, gradient[row - base])
+
+
+@inlined
+def contract(wide, tables, out):
+    """The transpose of `expand`: `[C, W]` to `[C, w]`."""
+    lower, fraction = tables.lower_column, tables.column_fraction
+    zero, one = wide.dtype.type(0), wide.dtype.type(1)
+    for c in range(len(wide)):
+        row, line = wide[c], out[c]
+        carried = zero
+        i = 0
+        for j in range(len(line)):
+            here, there = carried, zero
+            while i < len(row) and lower[i] == j:
+                here += (one - fraction[i]) * row[i]
+                there += fraction[i] * row[i]
+                i += 1
+            line[j] = here
+            carried = there
+        line[len(line) - 1] += carried

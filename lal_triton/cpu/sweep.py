@@ -1,0 +1,177 @@
+# mypy: ignore-errors
+"""Loss and gradient of a band of rows in one sweep: each row of logits is read, scored and merged once.
+
+A row's window is complete when the window's last row has been scored; its gradient, when the last row whose window
+holds it has been merged. Rings keep the rows that are still needed, so that a band passes through a core's cache.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lal_triton.cpu import logits
+from lal_triton.cpu.compiling import compiled, inlined
+from lal_triton.cpu.cost import COEFFICIENT, LOSS, PLANES, cost, cost_gradient
+from lal_triton.cpu.powers import largest_loss, weigh
+from lal_triton.cpu.rows import copy, fill, shrink
+from lal_triton.cpu.score import score, score_large, unscore
+from lal_triton.cpu.window import BLOCK, find_taps, make_taps, merge
+
+VOID = -1
+
+
+class Settings(NamedTuple):
+    """Options, with numbers of the losses' dtype."""
+
+    normalize: bool
+    eps: np.floating
+    bounded: bool  # exp(f_c - f_y) does not overflow
+    focal: bool
+    alpha: np.floating
+    gamma: np.floating
+    smoothing: np.floating
+    p: np.floating
+    tiny: np.floating  # the smallest normal number
+
+
+class Rings(NamedTuple):
+    """The rows that are still needed, with a border of half a window on both sides; row y lies at y modulo Kh."""
+
+    labels: np.ndarray  # [Kh, border + W + border]
+    scores: np.ndarray  # [Kh, C, ...]
+    rstds: np.ndarray  # [Kh, ...]
+    slopes: np.ndarray  # [Kh, C, ...], the gradient of the merged logits, / xi
+
+
+@inlined
+def make_rings(classes, width, window, real):
+    rows, across = window.rows, width + 2 * (window.columns // 2)
+    return Rings(
+        np.zeros((rows, across), np.int32) + np.int32(VOID),
+        np.zeros((rows, classes, across), real),
+        np.empty((rows, across), real),
+        np.zeros((rows, classes, across), real),
+    )
+
+
+@inlined
+def lose(rings, m, window, taps, boxes, class_weight, settings, f, inverse_xi, planes):
+    """The losses of row m, whose window is complete."""
+    width, border = f.shape[1], window.columns // 2
+    if len(window.weights) == 1:
+        for i in range(width):
+            inverse_xi[i] = window.weights[0] / window.counted[0]
+        copy(rings.scores[0], f)
+    else:
+        find_taps(rings.labels, m, window, taps, inverse_xi)
+        at = m % len(taps.weights)
+        merge(rings.scores, m, window, taps.weights[at], taps.plain[at], boxes, f)
+    for c in range(len(f)):
+        row = f[c]
+        for i in range(width):
+            row[i] *= inverse_xi[i]
+    cost(f, rings.labels[m % window.rows, border : border + width], class_weight, settings, planes)
+
+
+@compiled
+def sweep(
+    x, place, tables, labels, omega, class_weight, window, settings, first, last, losses, gradient, target, scales
+):
+    """Rows [first, last) of one image's labels.
+
+    x, place: the logits' storage, flat, and where class 0 of row 0 begins in it, with three strides.
+    tables: None, or `logits.Tables` of the interpolation.
+    labels, omega: `[H, W]`; class_weight: `[C]`.
+    losses: `[H, W]` to fill, or empty.
+    gradient, target: flat with its place; through an interpolation `[rows, C, w]`, of the band's low-resolution rows;
+        empty: none is computed.
+    scales: `[H]` to fill with the scale of each row of the gradient (at full resolution).
+
+    Returns the last scale, and the sum of omega (L / scale)^p.
+    """
+    height, width = labels.shape
+    classes = len(class_weight)
+    real = class_weight.dtype.type
+    one = real(1)
+    up, border = window.rows // 2, window.columns // 2
+    derive = gradient.size > 0
+    back = up if derive else 0
+    rings, taps = make_rings(classes, width, window, real), make_taps(window, width, real)
+    boxes = np.empty((up + 1, BLOCK + 2 * border), real)
+    f = np.empty((classes, width), real)
+    planes = np.empty((PLANES, width), real)
+    inverse_xi = np.empty(width, real)
+    spare = np.empty((3, width + 2 * border), real)
+    if tables is not None:
+        between = logits.make_between(tables, classes, width, first, real)
+
+    scale, total = one if settings.p == one else settings.tiny, 0.0
+    for y in range(first - up - back, last + up + back):
+        row, z, rstd = rings.labels[y % window.rows], rings.scores[y % window.rows], rings.rstds[y % window.rows]
+        if 0 <= y < height:
+            for i in range(width):
+                row[border + i] = labels[y, i]
+            if tables is None:
+                logits.read(x, place, y, row, border, z)
+            else:
+                logits.interpolate(x, place, tables, between, y, row, border, z)
+            if settings.normalize and not score(z, spare[0], spare[1], spare[2], rstd, settings.eps):
+                if tables is None:
+                    logits.read(x, place, y, row, border, z)
+                else:
+                    logits.interpolate(x, place, tables, between, y, row, border, z)
+                for i in range(width + 2 * border):
+                    score_large(z, rstd, i, settings.eps)
+        else:
+            for i in range(len(row)):
+                row[i] = VOID
+            fill(z, real(0))
+
+        m = y - up  # the row whose window is complete
+        if first - back <= m < last + back:
+            slope = rings.slopes[m % window.rows]
+            if 0 <= m < height:
+                lose(rings, m, window, taps, boxes, class_weight, settings, f, inverse_xi, planes)
+                if losses.size > 0 and first <= m < last:
+                    for i in range(width):
+                        losses[m, i] = planes[LOSS, i]
+                if settings.p != one:
+                    largest = largest_loss(planes[LOSS], omega[m], scale)
+                    if largest > scale:
+                        change = scale / largest
+                        total *= np.float64(change) ** settings.p
+                        change = change ** (settings.p - one)
+                        shrink(rings.slopes, change)
+                        if tables is not None:
+                            shrink(between.sums, change)
+                            shrink(gradient, change)
+                        scale = largest
+                part = weigh(planes[LOSS], omega[m], settings.p, scale, planes[COEFFICIENT])
+                if first <= m < last:
+                    total += part
+                if derive:
+                    for i in range(width):
+                        planes[COEFFICIENT, i] *= inverse_xi[i]
+                    own = rings.labels[m % window.rows, border : border + width]
+                    cost_gradient(f, own, class_weight, settings.smoothing, planes, slope, border)
+            else:
+                fill(slope, real(0))
+
+        o = m - up  # the row whose gradient is complete
+        if derive and first <= o < last:
+            if len(window.weights) == 1:
+                copy(slope, f)
+            else:
+                at = o % len(taps.weights)
+                merge(rings.slopes, o, window, taps.mirrored[at], taps.plain[at], boxes, f)
+            if settings.normalize:
+                o_rstd, o_z = rings.rstds[o % window.rows], rings.scores[o % window.rows]
+                unscore(f, o_z, o_rstd, border, spare[0], spare[1])
+            if tables is None:
+                logits.write(gradient, target, o, f)
+                scales[o] = scale
+            else:
+                logits.spread(f, tables, between, o, gradient)
+    if tables is not None and derive:
+        logits.finish(tables, between, gradient)
+    return scale, total

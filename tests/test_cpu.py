@@ -1,0 +1,130 @@
+"""The compiled CPU backend as a piece of software: threads, processes, its cache, and what runs where it cannot."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from problems import DEVICE, make_problem, value_and_gradient
+
+from lal_triton import LocallyAdaptiveLoss, dispatch
+from lal_triton.functional import cross_entropy, locally_adaptive_loss
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the tensors are on a GPU")
+OPTIONS = {"lal": {}, "ce": {"kernel_size": 1, "normalize": False, "reduction": "mean"}, "map": {"reduction": "none"}}
+ONE_LOSS = """
+import logging, torch
+logging.basicConfig(level="WARNING", format="%(message)s")
+from lal_triton.functional import cross_entropy
+logits = torch.tensor([1.0, 2, 3]).view(1, 3, 1, 1).requires_grad_()
+cross_entropy(logits, torch.tensor([[[2]]])).backward()
+assert torch.allclose(logits.grad.flatten(), logits.detach().flatten().softmax(0) - torch.tensor([0, 0, 1]))
+"""
+
+
+@pytest.fixture
+def threads():
+    """A function that sets their number."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("low", [(150, 40), (37, 10)], ids=["equal sizes", "upsampled"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_any_number_of_threads_gives_the_same_bits(threads, low, options):
+    logits, target = make_problem((3, 4, *low))[0], make_problem((3, 4, 150, 40))[1]
+    results = []
+    for number in (1, 2, 5):
+        threads(number)
+        results.append(value_and_gradient(logits, target, torch.float32, **options))
+    for loss, gradient in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+def test_a_forked_process_has_threads_of_its_own(threads):
+    threads(2)
+    logits, target = make_problem((2, 3, 140, 9))
+    expected = locally_adaptive_loss(logits, target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+        child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # OpenMP's do not survive a fork; DataLoader's workers do the same
+        alone = locally_adaptive_loss(logits, target)
+        threads_of_mine = locally_adaptive_loss(logits, target)
+        os._exit(0 if torch.equal(alone, expected) and torch.equal(threads_of_mine, expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_error_in_one_band_ends_all(threads):
+    from lal_triton.cpu import threads as own
+
+    begun = []
+
+    def job(number):
+        begun.append(number)
+        raise KeyboardInterrupt
+
+    threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        own.run(job, range(1000))
+    assert len(begun) <= 2
+
+
+@pytest.mark.long
+def test_compiled_once_for_a_machine(tmp_path):
+    """By two processes at once, then by none; in every process where nothing can be written."""
+
+    def start(folder):
+        environment = os.environ | {"LAL_TRITON_CACHE_DIR": str(folder)}
+        return subprocess.Popen([sys.executable, "-c", ONE_LOSS], env=environment, stderr=subprocess.PIPE, text=True)
+
+    for process in [start(tmp_path), start(tmp_path)]:
+        assert "compiling the loss" in process.communicate()[1]
+        assert process.returncode == 0
+    cached = start(tmp_path)
+    assert cached.communicate()[1] == ""
+    assert cached.returncode == 0
+    process = start("/proc/no such folder")
+    assert "cannot be written" in process.communicate()[1]
+    assert process.returncode == 0
+
+
+def test_without_numba_the_reference_runs(monkeypatch):
+    logits, target = make_problem()
+    expected, expected_gradient = value_and_gradient(logits, target, torch.float64, backend="reference")
+    monkeypatch.setattr(dispatch, "is_installed", lambda package: False)
+    dispatch._warn_of_numba.cache_clear()
+    with pytest.warns(UserWarning, match="numba is not installed"):
+        loss, gradient = value_and_gradient(logits, target, torch.float64)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        locally_adaptive_loss(logits, target)
+    with pytest.raises(ValueError, match=r'backend is "cpu", expected .* numba is not installed'):
+        locally_adaptive_loss(logits, target, backend="cpu")
+
+
+def test_the_torch_backend_is_deprecated():
+    logits, target = make_problem()
+    with pytest.warns(DeprecationWarning, match='pass "auto" or "cpu"'):
+        loss = LocallyAdaptiveLoss(backend="torch")(logits, target)
+    assert torch.equal(loss, locally_adaptive_loss(logits, target, backend="cpu"))
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "cuda"])
+def test_other_devices_are_no_cpu(device):
+    with pytest.raises(ValueError, match=f'backend is "cpu" and logits are on {device}'):
+        dispatch.choose_backend("cpu", device, torch.float32)
+    assert dispatch.choose_backend("auto", device, torch.float64) == "by image"
+
+
+def test_a_gradient_that_nobody_wants_is_not_made():
+    logits, target = make_problem()
+    with torch.no_grad():
+        assert torch.equal(cross_entropy(logits.requires_grad_(), target), cross_entropy(logits.detach(), target))
