@@ -537,7 +537,9 @@ MUTATIONS = [
         "tests/test_max_pooling.py -k 'optimal or limits'",
     ),
     Mutation("no ignore_index", "lal_triton/cpu/targets.py", "if label == ignore_index:", "if label == -7:", CPU),
-    Mutation("pixel weights forgotten", "lal_triton/cpu/targets.py", "value = value * factor if", "value = value if", CPU),
+    Mutation(
+        "pixel weights forgotten", "lal_triton/cpu/targets.py", "value = value * factor if", "value = value if", CPU
+    ),
     Mutation("rows scaled by the first one's factor", "lal_triton/cpu/scaling.py", "factor[y]", "factor[0]", CPU),
     Mutation(
         "labels compared before widening",
@@ -687,10 +689,10 @@ MUTATIONS = [
         "tests/test_validation.py",
     ),
     Mutation(
-        "gradient not multiplied by grad_output, torch",
+        "gradient not multiplied by grad_output, cpu",
         "lal_triton/ops.py",
-        "(factor * gradient[:, None])[:, None, :, None]",
-        "factor[:, None, :, None]",
+        "factor * gradient[:, None], ctx.dtype",
+        "factor, ctx.dtype",
         "tests/test_reference.py tests/test_backends.py -k 'cpu and (every_option or derivative)'",
     ),
     Mutation(
@@ -710,8 +712,8 @@ MUTATIONS = [
     Mutation(
         "float64 to the kernels",
         "lal_triton/dispatch.py",
-        '    if backend == "triton":\n        if dtype == torch.float64:\n',
-        '    if backend == "triton":\n        if False:\n',
+        "    if dtype == torch.float64:\n        raise",
+        "    if False:\n        raise",
         "tests/test_validation.py -k 'triton or bad'",
     ),
     Mutation(
