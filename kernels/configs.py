@@ -200,10 +200,10 @@ def upsampling_is_served(low: Sequence[int], high: Sequence[int], options: Local
     return slots <= MOST_SLOTS
 
 
-def keep_is_chosen(options: LocalLoss, dtype: torch.dtype, device: torch.device) -> bool:
+def keep_is_chosen(kernel_size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the forward shall keep what spares the backward a merge; the number of classes has no say in it."""
     name = str(dtype).removeprefix("torch.")
-    return bool(find(Setting("step", (options.kernel_height, options.kernel_width), name, 0, 1), device)["keep"])
+    return bool(find(Setting("step", kernel_size, name, 0, 1), device)["keep"])
 
 
 def keeps(options: LocalLoss, num_classes: int, upsampled: bool) -> bool:

@@ -51,7 +51,7 @@ class Plan:
         setting = configs.Setting.of("prepare", logits, height, options)
         columns = configs.find(setting, self._device)["columns"]
         if keep is None:
-            keep = configs.keep_is_chosen(options, logits.dtype, logits.device)
+            keep = configs.keep_is_chosen((options.kernel_height, options.kernel_width), logits.dtype, logits.device)
         state = State(logits.shape, target.shape, options, pooling, keep)
         self._state_size = state.size
         self._cost_weighted = weight is not None and pooling.weighs_cost(options)

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from lal_triton.dispatch import constant_in_graphs
 
 REFUSAL = (
     'lal_triton has first derivatives by backward only, expected backend="reference" for others (center loss has none)'
@@ -82,6 +85,22 @@ def transformable(op: Callable[..., Any], setup_context: Callable[..., None], ba
         return Transformable.apply(*arguments)
 
     return call
+
+
+@constant_in_graphs  # the compiler enters the transforms that it traces
+def is_transforming() -> bool:
+    """Whether a transform of torch.func or a dual level is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def backend_in_graph(backend: str, *weights: Tensor | None) -> str:
+    """The backend for a transform inside a graph, which sees no op's derivative, nor who is differentiated by."""
+    if backend not in ("auto", "reference") or any(weight is not None for weight in weights):
+        raise NotImplementedError(
+            'a transform of torch.func inside of torch.compile takes no weights, and backend="reference" or "auto" '
+            "alone: transform first and compile what comes of it, or do not compile"
+        )
+    return "reference"
 
 
 def map_over_batch(op: Callable[..., Any]) -> Callable[..., Any]:

@@ -273,7 +273,8 @@ def evaluate(
     backend: str,
 ) -> Tensor:
     """What every loss of the package does once its options are a record: check, weigh, evaluate, pool."""
-    request = (options, ignore_index, reduction, p, pool, pooling_ratio, pooling_norm, upsample, process_group, backend)
+    numbers = ignore_index, type(ignore_index), p, type(p)  # True equals 1, but is refused
+    request = (options, numbers, reduction, pool, pooling_ratio, pooling_norm, upsample, process_group, backend)
     value = triton_ops.repeat(logits, target, weight, pixel_weight, request)
     if value is not None:
         return _at_centres(value, options) if reduction == "none" else value
@@ -283,9 +284,12 @@ def evaluate(
     given = logits
     inputs = subclasses.Inputs(logits, target, weight, pixel_weight, process_group)
     logits, target, weight, pixel_weight, process_group = subclasses.unwrap(inputs)
+    logits = logits.resolve_neg() if isinstance(logits, Tensor) else logits
     validation.check_pooling(reduction, pool, pooling_ratio, pooling_norm, process_group)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, upsample)
+    if torch.compiler.is_compiling() and derivatives.is_transforming():
+        backend = derivatives.backend_in_graph(backend, weight, pixel_weight)
     _warn_of_two_classes(logits, options)
     _warn_of_void_class(logits, ignore_index)
     whole = logits

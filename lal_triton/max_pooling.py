@@ -21,7 +21,7 @@ def max_pool(losses: torch.Tensor, valid: torch.Tensor, ratio: float, norm: floa
         return losses.sum(1)
     count = valid.sum(1)
     with torch.no_grad():
-        weights = _bounded_weights(losses, ratio * count.double(), norm)
+        weights = _bounded_weights(losses.detach(), ratio * count.double(), norm)
     return (weights * losses).sum(1) * ratio ** (-1 / norm) / or_one(count)
 
 

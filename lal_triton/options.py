@@ -85,7 +85,7 @@ def make_options(
         stride=validation.check_integer("stride", stride, low=1),
         average=average,
         normalize=validation.check_boolean("normalize", normalize),
-        eps=validation.check_number("eps", eps, low=0, strict=True),
+        eps=validation.check_number("eps", eps, low=torch.finfo(torch.float32).tiny),
         cost=cost,
         focal_alpha=validation.check_number("focal_alpha", focal_alpha, low=0),
         focal_gamma=validation.check_number("focal_gamma", focal_gamma, low=0),

@@ -23,8 +23,10 @@ def standard_score(logits: torch.Tensor, eps: float) -> tuple[torch.Tensor, torc
     centred = scaled - scaled.mean(1, keepdim=True)
     variance = centred.square().mean(1, keepdim=True)
     flat = variance == 0  # eps is all that is left where a pixel's logits are equal, and its scaled form can underflow
-    rstd = torch.where(flat, eps**-0.5 / scale, (torch.where(flat, 1, variance) + eps * scale.square()).rsqrt())
-    return centred * rstd, rstd * scale
+    rstd = (torch.where(flat, 1, variance) + eps * scale.square()).rsqrt()
+    differences = logits - logits[:, :1].detach()  # of equal logits; others are scaled
+    unscaled = (differences - differences.mean(1, keepdim=True)) * eps**-0.5
+    return torch.where(flat, unscaled, centred * rstd), torch.where(flat, eps**-0.5, rstd * scale)
 
 
 def score_scale(largest: torch.Tensor) -> torch.Tensor:

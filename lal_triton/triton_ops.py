@@ -58,7 +58,9 @@ def pooled_loss(
     if weight is not None:
         weight = weight.detach().contiguous()
     if torch.compiler.is_compiling() or not _is_plain(logits):
-        keep = _is_differentiable(logits) and _keep_is_chosen(options, logits.dtype, logits.device)
+        keep = _is_differentiable(logits) and _keep_is_chosen(
+            options.kernel_height, options.kernel_width, logits.dtype, logits.device
+        )
         return _differentiable_pooled_loss(logits, target, weight, pixel_weight, *options, *pooling, keep)[0]
     from lal_triton.kernels import plans
 
@@ -80,6 +82,7 @@ def _is_plain(logits: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or type(logits) not in (Tensor, torch.nn.Parameter)
+        or logits.is_neg()
     )
 
 
@@ -92,8 +95,9 @@ def _key(plans: Any, logits: Tensor, target: Tensor, weight: Any, pixel_weight: 
 
 
 @constant_in_graphs  # it reads files and the environment, which are no part of a graph
-def _keep_is_chosen(options: LocalLoss, dtype: torch.dtype, device: torch.device) -> bool:
-    return configs.keep_is_chosen(options, dtype, device)
+def _keep_is_chosen(kernel_height: int, kernel_width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Of numbers: a graph that makes a record of options cannot hand it over."""
+    return configs.keep_is_chosen((kernel_height, kernel_width), dtype, device)
 
 
 def _run(plan: Any, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None) -> Tensor:
@@ -118,6 +122,7 @@ class _PooledLoss(torch.autograd.Function):
         value, saved = _forward(plan, logits, target, weight, pixel_weight)
         ctx.save_for_backward(logits, weight, pixel_weight, *saved)
         ctx.plan = plan
+        ctx.strides = logits.stride(), None if pixel_weight is None else pixel_weight.stride()
         return value
 
     @staticmethod
@@ -125,9 +130,20 @@ class _PooledLoss(torch.autograd.Function):
         logits, weight, pixel_weight, *saved = ctx.saved_tensors
 
         def of_logits() -> Tensor:
-            return ctx.plan.backward(gradient, logits, weight, pixel_weight, saved)
+            strided = map(_with_strides, (logits, pixel_weight), ctx.strides)
+            return ctx.plan.backward(gradient, next(strided), weight, next(strided), saved)
 
         return derivatives.first_derivative(of_logits, gradient, logits), None
+
+
+def _with_strides(tensor: Tensor | None, strides: tuple[int, ...] | None) -> Tensor | None:
+    """A saved tensor with the strides that the plan knows: hooks may have brought it back with others."""
+    if tensor is None or strides is None or tensor.stride() == strides:
+        return tensor
+    own = [1 if stride == 0 else size for size, stride in zip(tensor.shape, strides, strict=True)]
+    held = torch.empty_strided(own, strides, dtype=tensor.dtype, device=tensor.device)
+    held.copy_(tensor[tuple(slice(size) for size in own)])
+    return held.expand(tensor.shape)
 
 
 def _pooled_loss(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from problems import DEVICE, make_problem
 from torch.autograd import forward_ad
 
 from lal_triton import CenterLoss
@@ -183,3 +184,38 @@ def test_center_loss_refuses_what_it_has_not():
         torch.func.jvp(lambda z: loss(z, TARGET), (LOGITS,), (LOGITS,))
     expected = torch.autograd.grad(loss(features, TARGET), features)[0]
     assert torch.equal(torch.func.grad(lambda z: loss(z, TARGET))(LOGITS), expected)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, locally_adaptive_loss])
+def test_transforms_inside_a_graph(loss):
+    """They take the reference, and no weights."""
+    torch._dynamo.reset()
+    logits, target = make_problem((2, 4, 4, 4))
+    tangent, weight = torch.randn_like(logits), torch.ones(4, device=DEVICE)
+
+    def compiled(function):
+        return torch.compile(function, backend="aot_eager")
+
+    expected = torch.func.jvp(lambda x: loss(x, target, backend="reference"), (logits,), (tangent,))[1]
+    forward = compiled(lambda x, v: torch.func.jvp(lambda y: loss(y, target), (x,), (v,))[1])
+    torch.testing.assert_close(forward(logits, tangent), expected)
+    gradient = compiled(lambda x: torch.func.grad(lambda y: loss(y, target))(x))
+    torch.testing.assert_close(gradient(logits), torch.func.grad(lambda x: loss(x, target))(logits))
+    with pytest.raises((ValueError, NotImplementedError), match="weight"):
+        compiled(lambda w: torch.func.grad(lambda y: loss(logits, target, weight=y))(w))(weight)
+    explicit = compiled(lambda x, v: torch.func.jvp(lambda y: loss(y, target, backend="triton"), (x,), (v,))[1])
+    with pytest.raises(NotImplementedError, match="reference"):
+        explicit(logits, tangent)
+
+
+def test_forward_mode_of_max_pooling_beside_void():
+    logits, target = make_problem((2, 4, 4, 4))
+    logits, target[0, 0, 0] = logits.double(), 255
+    tangent = torch.randn_like(logits)
+
+    def loss(x):
+        return cross_entropy(x, target, reduction="max_pooling", backend="reference")
+
+    derivative = torch.func.jvp(loss, (logits,), (tangent,))[1]
+    expected = (torch.func.grad(loss)(logits) * tangent).sum()
+    torch.testing.assert_close(derivative, expected)

@@ -129,3 +129,28 @@ def test_equal_logits_have_the_slope_of_eps(backend, level):
     oracle, slope = value_and_gradient(torch.zeros_like(logits), target, torch.float64, backend="reference", **options)
     torch.testing.assert_close(value.double(), oracle, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient.double(), slope, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{"kernel_size": 1}, {}, {"reduction": "max_pooling"}], ids=str)
+def test_void_beside_nan_has_no_gradient(backend, options):
+    logits, target = make_problem((1, 4, 4, 4))
+    target[target == 255] = 0
+    target[0, 0, 0], target[0, 3, 3], target[0, 1, 1] = 255, 1, 1
+    logits[0, :, 3, 3] = logits[0, :, 1, 1] = torch.nan
+    loss, gradient = value_and_gradient(
+        logits, target, torch.float32, **{"kernel_size": 3, "backend": backend, **options}
+    )
+    assert loss.isnan()
+    assert (gradient[0, :, 0, 0] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("level", [1e30, 1e37, 3e38])
+def test_equal_logits_of_any_size(backend, level):
+    target = torch.zeros(1, 4, 4, dtype=torch.long, device=DEVICE)
+    logits = torch.full((1, 4, 4, 4), level, device=DEVICE)
+    loss, gradient = value_and_gradient(logits, target, torch.float32, kernel_size=3, backend=backend)
+    torch.testing.assert_close(loss, torch.tensor(4.0, device=DEVICE).log())
+    expected = value_and_gradient(torch.zeros_like(logits), target, torch.float32, kernel_size=3, backend=backend)[1]
+    torch.testing.assert_close(gradient, expected)

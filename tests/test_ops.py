@@ -134,3 +134,48 @@ def test_nothing_is_saved_without_a_gradient(monkeypatch):
         functional.locally_adaptive_loss(logits.requires_grad_(), target, backend="auto")
     with pytest.raises(AssertionError, match="computed"):
         functional.locally_adaptive_loss(logits, target, backend="auto")
+
+
+@pytest.mark.parametrize("loss", [functional.cross_entropy, functional.focal_loss, functional.locally_adaptive_loss])
+def test_functions_compile_with_a_gradient(loss):
+    pytest.importorskip("triton")
+    torch._dynamo.reset()
+    logits, target = make_problem((2, 3, 5, 6))
+    for backend in ("auto", "triton"):
+
+        def plain(x, t, backend=backend):
+            return loss(x, t, backend=backend)
+
+        results = [
+            step(function, logits, target)
+            for function in (plain, torch.compile(plain, fullgraph=True, backend="aot_eager"))
+        ]
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("weights", [None, "expanded"])
+def test_saved_tensors_may_come_back_with_other_strides(weights):
+    """As those that a hook brings to another device and back do."""
+    pytest.importorskip("triton")
+    logits, target = make_problem((2, 3, 5, 6))
+    logits = logits.contiguous(memory_format=torch.channels_last)
+    if weights is not None:
+        weights = torch.rand(5, 1).to(DEVICE).expand(2, 5, 6)
+
+    def loss(x, t):
+        return functional.locally_adaptive_loss(x, t, kernel_size=3, pixel_weight=weights, backend="triton")
+
+    expected = step(loss, logits, target)
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous, lambda tensor: tensor):
+        leaf = logits.detach().requires_grad_()
+        value = loss(leaf, target)
+    value.backward()
+    assert torch.equal(leaf.grad, expected[1])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
+def test_negated_views(backend):
+    """torch keeps the sign of some views in a bit."""
+    logits, target = make_problem((2, 3, 5, 6))
+    expected = functional.cross_entropy(logits, target, backend=backend)
+    assert torch.equal(functional.cross_entropy(torch._neg_view(-logits), target, backend=backend), expected)

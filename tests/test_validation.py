@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from problems import make_problem
 
 from lal_triton import LocallyAdaptiveLoss
 from lal_triton.functional import cross_entropy, locally_adaptive_loss, merge
@@ -28,7 +29,7 @@ BAD_OPTIONS = [
     ({"stride": 0}, ValueError, r"stride is 0, expected an integer >= 1"),
     ({"stride": 1.5}, TypeError, r"stride is 1\.5, expected an integer"),
     ({"average": "median"}, ValueError, r"average is 'median', expected one of 'count', 'weight'"),
-    ({"eps": 0}, ValueError, r"eps is 0, expected a finite number in \(0, inf\)"),
+    ({"eps": 0}, ValueError, r"eps is 0, expected a finite number in \[1\.17.*e-38, inf\)"),
     ({"eps": -1e-5}, ValueError, r"eps is -1e-05, expected"),
     ({"cost": "hinge"}, ValueError, r"cost is 'hinge', expected one of 'cross_entropy', 'focal'"),
     ({"focal_alpha": -1.0}, ValueError, r"focal_alpha is -1\.0, expected"),
@@ -173,3 +174,12 @@ def test_more_classes_than_the_void_label():
     assert caught[0].filename == __file__
     assert losses[0, 0, 0] == 0
     assert locally_adaptive_loss(logits, target, reduction="none", ignore_index=-1)[0, 0, 0] > 0
+
+
+def test_a_repeated_call_is_checked_as_the_first():
+    pytest.importorskip("triton")
+    logits, target = make_problem((1, 3, 4, 4))
+    locally_adaptive_loss(logits, target, ignore_index=1, p=1, backend="triton")
+    for options in ({"ignore_index": True}, {"ignore_index": 1.0}, {"ignore_index": 1, "p": True}):
+        with pytest.raises(TypeError, match="expected"):
+            locally_adaptive_loss(logits, target, **{"p": 1, "backend": "triton", **options})

@@ -61,7 +61,7 @@ def prepare(
 def scale_rows(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """A gradient `[N, C, h, w]` times a factor for each row `[N, h]`."""
     if dtype != gradient.dtype or not gradient.is_contiguous():
-        return (gradient * factor[:, None, :, None]).to(dtype)
+        return torch.where(gradient == 0, 0, gradient * factor[:, None, :, None]).to(dtype)
     out = torch.empty_like(gradient)
     planes, factors, scaled = gradient.detach().numpy(), factor.detach().contiguous().numpy(), out.numpy()
     parts = max(1, gradient[0].numel() // SCALED_ELEMENTS)

@@ -12,12 +12,14 @@ import numba
 from numba.core import config, event
 
 logger = logging.getLogger("lal_triton")
-inlined = numba.njit(fastmath={"contract"})  # a product and a sum may be one instruction; nothing else is assumed
+# A product and a sum may be one instruction; nothing else is assumed. 1 / 0 is infinite.
+OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+inlined = numba.njit(**OPTIONS)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """A function that Python calls: it runs without the GIL and is kept on disk, where there is a place for it."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
+    options = {**OPTIONS, "nogil": True}
     folder = _folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

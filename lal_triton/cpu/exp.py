@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from lal_triton.cpu.compiling import OPTIONS
+
 
 @intrinsic
 def bits_of(context: Any, x: Any) -> Any:
@@ -39,7 +41,7 @@ def exp(x):
     raise NotImplementedError
 
 
-@overload(exp, jit_options={"fastmath": {"contract"}})
+@overload(exp, jit_options=OPTIONS)
 def _exp(x):
     return _exp32 if x == types.float32 else _exp64
 

@@ -33,8 +33,9 @@ def read(x, place, y, labels, border, z):
 
 
 @inlined
-def write(gradient, place, y, dz):
-    """Row y of the gradient, `[C, W]`."""
+def write(gradient, place, y, labels, dz):
+    """Row y of the gradient, `[C, W]`; 0 where the label is negative, whatever stands in the window."""
+    zero = dz.dtype.type(0)
     first, class_stride, row_stride, column_stride = place
     width = dz.shape[1]
     for c in range(len(dz)):
@@ -43,10 +44,10 @@ def write(gradient, place, y, dz):
         if column_stride == 1:
             out = gradient[begin : begin + width]
             for i in range(width):
-                out[i] = row[i]
+                out[i] = row[i] if labels[i] >= 0 else zero
         else:
             for i in range(width):
-                gradient[begin + i * column_stride] = row[i]
+                gradient[begin + i * column_stride] = row[i] if labels[i] >= 0 else zero
 
 
 class Tables(NamedTuple):
@@ -118,7 +119,7 @@ def expand(x, place, row, tables, line, out):
 
 
 @inlined
-def spread(dz, tables, between, y, gradient):
+def spread(dz, tables, between, y, labels, gradient):
     """Adds row y of the gradient, `[C, W]`, to its two low-resolution rows: the transpose of `interpolate`."""
     low = tables.lower_row[y]
     base, at = between.passed
@@ -132,6 +133,8 @@ def spread(dz, tables, between, y, gradient):
     rest = dz.dtype.type(1) - fraction
     for c in range(len(dz)):
         row, a, b = dz[c], below[c], above[c]
+        for i in range(len(row)):
+            row[i] = row[i] if labels[i] >= 0 else zero
         for i in range(len(row)):
             a[i] += rest * row[i]
         for i in range(len(row)):

@@ -168,10 +168,10 @@ def sweep(
                 o_rstd, o_z = rings.rstds[o % window.rows], rings.scores[o % window.rows]
                 unscore(f, o_z, o_rstd, border, spare[0], spare[1])
             if tables is None:
-                logits.write(gradient, target, o, f)
+                logits.write(gradient, target, o, labels[o], f)
                 scales[o] = scale
             else:
-                logits.spread(f, tables, between, o, gradient)
+                logits.spread(f, tables, between, o, labels[o], gradient)
     if tables is not None and derive:
         logits.finish(tables, between, gradient)
     return scale, total
