@@ -88,13 +88,17 @@ def transformable(op: Callable[..., Any], setup_context: Callable[..., None], ba
 
 
 @constant_in_graphs  # the compiler enters the transforms that it traces
-def is_transforming() -> bool:
-    """Whether a transform of torch.func or a dual level is active."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def transforms() -> str:
+    """The transforms of torch.func that are active ("Grad", "Jvp", "Vmap"); a dual level counts as "Jvp"."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    dual = ["Jvp"] if forward_ad._current_level >= 0 else []
+    return " ".join(dual + [str(level.key()).rpartition(".")[2] for level in stack])
 
 
 def backend_in_graph(backend: str, *weights: Tensor | None) -> str:
     """The backend for a transform inside a graph, which sees no op's derivative, nor who is differentiated by."""
+    if "Jvp" in transforms():
+        raise NotImplementedError("forward mode inside of torch.compile is not supported: do not compile it")
     if backend not in ("auto", "reference") or any(weight is not None for weight in weights):
         raise NotImplementedError(
             'a transform of torch.func inside of torch.compile takes no weights, and backend="reference" or "auto" '

@@ -288,7 +288,7 @@ def evaluate(
     validation.check_pooling(reduction, pool, pooling_ratio, pooling_norm, process_group)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, upsample)
-    if torch.compiler.is_compiling() and derivatives.is_transforming():
+    if torch.compiler.is_compiling() and derivatives.transforms():
         backend = derivatives.backend_in_graph(backend, weight, pixel_weight)
     _warn_of_two_classes(logits, options)
     _warn_of_void_class(logits, ignore_index)
