@@ -25,6 +25,7 @@ def describe(device: torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "triton": version_of("triton"),
         "numpy": version_of("numpy"),
+        "numba": version_of("numba"),
         "python": platform.python_version(),
         "commit": commit(Path(__file__).parents[1]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -278,7 +278,7 @@ def run_info(arguments: argparse.Namespace) -> int:
 
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     described = environment.describe(torch.device(device_type))
-    for name in ("lal_triton", "torch", "triton", "numpy", "python", "device"):
+    for name in ("lal_triton", "torch", "triton", "numpy", "numba", "python", "device"):
         print(f"{name:12} {described[name] or 'not installed'}")
     automatic = choose_backend("auto", device_type, torch.float32)
     print(f"{'backends':12} {', '.join(available_backends(device_type))}; auto chooses {automatic}")

@@ -1,6 +1,7 @@
 """Which implementation runs."""
 
 import functools
+import importlib
 import importlib.util
 import os
 import warnings
@@ -50,12 +51,12 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
 
 
 def _automatic(triton: bool, device_type: str, dtype: torch.dtype) -> str:
-    if triton and device_type == "cuda" and dtype != torch.float64 and is_installed("triton"):
+    if triton and device_type == "cuda" and dtype != torch.float64 and _is_installed("triton"):
         versions.check_triton()
         return "triton"
     if device_type != "cpu":
         return "by image"
-    if not is_installed("numba"):
+    if not numba_works():
         _warn_of_numba()
         return "by image"
     return "cpu"
@@ -64,14 +65,14 @@ def _automatic(triton: bool, device_type: str, dtype: torch.dtype) -> str:
 def _check_cpu(device_type: str) -> None:
     if device_type != "cpu":
         raise ValueError(f'backend is "cpu" and logits are on {device_type}, expected "auto" or a tensor on the CPU')
-    if not is_installed("numba"):
-        raise ValueError('backend is "cpu", expected "reference" or "auto": numba is not installed')
+    if not numba_works():
+        raise ValueError('backend is "cpu", expected "reference" or "auto": numba cannot be imported')
 
 
 def _check_triton(device_type: str, dtype: torch.dtype) -> None:
     if dtype == torch.float64:
         raise TypeError('backend is "triton" and logits float64, expected float32, float16 or bfloat16')
-    if not is_installed("triton"):
+    if not _is_installed("triton"):
         raise ValueError('backend is "triton", expected "auto": Triton is not installed')
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
@@ -87,11 +88,22 @@ def _check_triton(device_type: str, dtype: torch.dtype) -> None:
 def _warn_of_numba() -> None:
     """Once in a process."""
     warnings.warn(
-        "numba is not installed: losses on a CPU are computed in plain torch, many times slower; pip install numba",
+        "numba cannot be imported: losses on a CPU are computed in plain torch, many times slower; pip install numba "
+        "(and a numpy that it supports)",
         UserWarning,
         stacklevel=5,
     )
 
 
-def is_installed(package: str) -> bool:
+@functools.cache
+def numba_works() -> bool:
+    """numba refuses versions of numpy that are newer than it knows."""
+    try:
+        importlib.import_module("numba")
+    except ImportError:
+        return False
+    return True
+
+
+def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None

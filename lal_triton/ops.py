@@ -69,7 +69,7 @@ def prepare(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Labels as `labels.encode_labels` gives them, omega(p) = weight[y(p)] x pixel_weight(p), and its sums `[N]`."""
-    if target.device.type == "cpu" and dispatch.is_installed("numba"):
+    if target.device.type == "cpu" and dispatch.numba_works():
         from lal_triton.cpu import backend
 
         return backend.prepare(target, weight, pixel_weight, num_classes, stride, ignore_index, dtype)

@@ -272,7 +272,7 @@ def results(tmp_path_factory):
 
 def test_a_run_records_every_case_and_phase(results):
     data = json.loads(results.read_text())
-    assert {"device", "cpu", "cores", "torch", "triton", "numpy", "python", "commit", "date"} <= set(
+    assert {"device", "cpu", "cores", "torch", "triton", "numpy", "numba", "python", "commit", "date"} <= set(
         data["environment"]
     )
     keys = ("name", "backend", "compiled", "kernel_size", "height", "dtype", "phase")

@@ -3,13 +3,16 @@
 import subprocess
 import sys
 
+import pytest
+
 HIDE = """
 import sys
-for name in ("triton", "matplotlib", "PIL"):
+for name in ("triton", "matplotlib", "PIL", *sys.argv[1:]):
     sys.modules[name] = None
 import torch
 import lal_triton
 from lal_triton import functional
+assert sys.modules.get("numba") is None
 logits, target = torch.randn(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 4, 4, dtype=torch.long)
 lal_triton.LocallyAdaptiveLoss()(logits, target).backward()
 assert logits.grad.abs().sum() > 0
@@ -17,7 +20,8 @@ print(lal_triton.__version__)
 """
 
 
-def test_import_and_train_without_triton():
-    done = subprocess.run([sys.executable, "-c", HIDE], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("hidden", [[], ["numba"]], ids=["triton", "triton and numba"])
+def test_import_and_train_without(hidden):
+    done = subprocess.run([sys.executable, "-c", HIDE, *hidden], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
