@@ -98,7 +98,11 @@ def test_every_op_is_checked():
         if name.startswith("lal_triton::")
     }
     in_test_ops = {"prepare", "local_loss", "local_loss_backward", "power_norms", "pooled_loss", "pooled_loss_backward"}
-    assert names == {"snapshot", *in_test_ops}
+    assert names == {"snapshot", "scale_rows", *in_test_ops}
+    if DEVICE == "cpu":
+        gradient, factor = torch.randn(2, 3, 4, 5), torch.rand(2, 4)
+        for dtype in (torch.float32, torch.float16):
+            torch.library.opcheck(torch.ops.lal_triton.scale_rows.default, (gradient, factor, dtype))
     torch.library.opcheck(torch.ops.lal_triton.snapshot.default, (torch.randn(3, 4, device=DEVICE),))
 
 
