@@ -1,6 +1,6 @@
 # make bench   the main job: what the loss costs here, against its peers (5 minutes; QUICK=1: under one)
 # make train   trains a small network with every loss on the shipped image, and draws what comes of it (10 minutes)
-# make test    the tests, but for what takes long (4 minutes on two quiet cores, 8 on slow ones)
+# make test    the tests, but for what takes long (8 minutes on two cores)
 # make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel), or everything
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
 # make mutations   breaks the package in a hundred places and looks whether the tests notice (12 minutes)

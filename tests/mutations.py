@@ -757,6 +757,8 @@ def run_tests(tests: str, mutation: Mutation | None) -> Outcome:
             path = folder / mutation.file
             path.write_text(path.read_text().replace(mutation.old, mutation.new))
         environment = {**os.environ, "PYTHONPATH": scratch, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+        if mutation is not None and mutation.file.startswith("lal_triton/cpu/"):
+            environment["LAL_TRITON_CACHE_DIR"] = str(folder / "cache")  # no use to anybody else
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *shlex.split(tests)]
         start = time.monotonic()
         try:
