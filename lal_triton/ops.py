@@ -70,9 +70,9 @@ def prepare(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Labels as `labels.encode_labels` gives them, omega(p) = weight[y(p)] x pixel_weight(p), and its sums `[N]`."""
     if target.device.type == "cpu" and dispatch.numba_works():
-        from lal_triton.cpu import backend
+        from lal_triton.cpu import targets  # here: numba is imported by the first loss on a CPU
 
-        return backend.prepare(target, weight, pixel_weight, num_classes, stride, ignore_index, dtype)
+        return targets.prepare(target, weight, pixel_weight, num_classes, stride, ignore_index, dtype)
     if target.device.type == "cpu":
         validation.check_values(target, weight, pixel_weight, num_classes, ignore_index)
     labels = encode_labels(target, num_classes, ignore_index)
@@ -97,7 +97,7 @@ def local_loss_of(options: Sequence[Any]) -> LocalLoss:
 
 
 def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
-    from lal_triton.cpu import backend  # here: numba is imported by the first loss on a CPU
+    from lal_triton.cpu import backend
 
     return backend.local_loss(logits, labels, weight, local_loss_of(options))
 
@@ -162,9 +162,9 @@ def _power_norms_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
 
 
 def scale_rows(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    from lal_triton.cpu import backend
+    from lal_triton.cpu import scaling
 
-    return backend.scale_rows(gradient, factor, dtype)
+    return scaling.scale_rows(gradient, factor, dtype)
 
 
 def _scale_rows_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

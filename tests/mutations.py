@@ -403,7 +403,13 @@ MUTATIONS = [
         "mirrored = weights.copy()",
         CPU,
     ),
-    Mutation("own class forgotten", "lal_triton/cpu/cost.py", "g[max(labels[i], 0), border + i] = own", "pass", CPU),
+    Mutation(
+        "own class forgotten",
+        "lal_triton/cpu/cost.py",
+        "g[own, border + i] = coefficient[i] * share * (whole - weight[own]) - others[i] * scale[i]",
+        "pass",
+        CPU,
+    ),
     Mutation(
         "focal slope without its second term, cpu",
         "lal_triton/cpu/cost.py",
@@ -488,7 +494,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a result for each number of threads",
-        "lal_triton/cpu/backend.py",
+        "lal_triton/cpu/bands.py",
         "self.count = max(1, round(height / BAND_ROWS))",
         "self.count = max(1, round(height / BAND_ROWS)) * torch.get_num_threads()",
         "tests/test_cpu.py -k threads",

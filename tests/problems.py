@@ -9,6 +9,7 @@ import torch
 from lal_triton.functional import locally_adaptive_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+cpu_only = pytest.mark.skipif(DEVICE != "cpu", reason="the tensors are on a GPU")
 
 # Every option of the loss, each at a value that is not its default.
 WINDOW = [[0.5, 0.0, 2.0], [1.0, 1.5, 0.25], [3.0, 1.0, 0.0]]

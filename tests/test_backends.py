@@ -239,7 +239,7 @@ def test_checkerboard_of_two_labels():
 def test_bands_of_any_height_agree(rows, monkeypatch):
     logits, target = make_problem((3, 4, 13, 6))
     whole, whole_gradient = value_and_gradient(logits, target, torch.float64, backend="auto", p=5.0)
-    monkeypatch.setattr("lal_triton.cpu.backend.BAND_ROWS", rows)
+    monkeypatch.setattr("lal_triton.cpu.bands.BAND_ROWS", rows)
     loss, gradient = value_and_gradient(logits, target, torch.float64, backend="auto", p=5.0)
     torch.testing.assert_close(loss, whole, rtol=1e-13, atol=0)
     torch.testing.assert_close(gradient, whole_gradient, rtol=1e-12, atol=1e-16)

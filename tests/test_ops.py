@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import DEVICE, make_problem
+from problems import DEVICE, cpu_only, make_problem
 
 from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss, derivatives, functional
 from lal_triton.options import make_options
@@ -23,12 +23,14 @@ def test_opcheck_prepare():
         torch.library.opcheck(torch.ops.lal_triton.prepare.default, (target, *arguments, 3, 2, 255, torch.float32))
 
 
+@cpu_only
 @pytest.mark.parametrize("options", [OPTIONS, make_options(kernel_size=3)], ids=["normalized", "plain"])
 def test_opcheck_local_loss(options):
     logits, _, labels, _ = problem()
     torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (logits, labels, None, *options))
 
 
+@cpu_only
 def test_opcheck_local_loss_backward():
     logits, _, labels, _ = problem(requires_grad=False)
     losses = torch.ops.lal_triton.local_loss(logits, labels, None, *OPTIONS)
@@ -55,6 +57,7 @@ def test_opcheck_pooled_loss_backward(reduction):
         torch.library.opcheck(torch.ops.lal_triton.pooled_loss_backward.default, arguments)
 
 
+@cpu_only
 def test_opcheck_power_norms():
     logits, _, labels, omega = problem()
     arguments = (logits, labels, None, omega, derivatives.origin(logits), 3.0, True, *OPTIONS)
@@ -107,6 +110,7 @@ def test_two_classes_compile():
     assert compiled(logits, target).isfinite()
 
 
+@cpu_only
 def test_labels_out_of_range_are_nan_where_values_are_not_read():
     """What a GPU does: `prepare` cannot read there, and the backend gets encoded labels."""
     logits, _, labels, _ = problem(requires_grad=False)
@@ -116,6 +120,7 @@ def test_labels_out_of_range_are_nan_where_values_are_not_read():
     assert losses.isnan().sum() == 1
 
 
+@cpu_only
 def test_nothing_is_saved_without_a_gradient(monkeypatch):
     logits, target = make_problem((2, 3, 5, 6))
 

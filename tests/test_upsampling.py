@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from criterion import assert_as_accurate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import DEVICE, OPTIONS, make_case, make_problem, value_and_gradient
+from problems import DEVICE, OPTIONS, cpu_only, make_case, make_problem, value_and_gradient
 from test_backends import assert_matches_reference
 
 from lal_triton import (
@@ -27,7 +27,7 @@ SIZES = [(8, 10), (16, 20), (32, 40), (16, 10), (17, 23), (9, 5), (4, 13), (5, 6
 @pytest.fixture
 def small_bands(monkeypatch):
     """Bands of a few rows, so that the images of the tests have several."""
-    monkeypatch.setattr("lal_triton.cpu.backend.BAND_ROWS", 3)
+    monkeypatch.setattr("lal_triton.cpu.bands.BAND_ROWS", 3)
 
 
 def make_upsampled(options, size=(16, 20), low=LOW, images=3, **problem):
@@ -200,6 +200,7 @@ def test_non_finite_logits_stay_in_their_window():
     )
 
 
+@cpu_only
 @pytest.mark.parametrize("reduction", ["minkowski", "none"])
 def test_opcheck_and_full_graph(reduction):
     logits, target, _ = make_upsampled({})

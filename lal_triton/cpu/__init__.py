@@ -1,6 +1,8 @@
 """The loss on CPUs, compiled by numba: a sweep over rows that makes the loss and its gradient together.
 
 backend.py    images cut into bands of rows, which run on all threads
+targets.py    labels and the weights of pixels, checked and encoded
+scaling.py    the gradient times what only the backward knows
 sweep.py      the pipeline of a band: logits, score, window, cost, window transposed, score backward, gradient
 logits.py     its two ends: rows as they are, or interpolated between low-resolution rows
 score.py      the standard score over the classes
@@ -8,6 +10,8 @@ window.py     the label-masked window
 cost.py       the local cost of a pixel
 powers.py     what the Minkowski mean makes of a row of losses
 exp.py        the exponential
+rows.py       loops over rows
+bands.py      which rows are a band
 compiling.py  where compiled functions are kept
 threads.py    the threads
 """

@@ -1,7 +1,4 @@
-"""Images cut into bands of rows, each of which is one call of the compiled sweep.
-
-Bands depend on sizes alone, so that results have the same bits for any number of threads.
-"""
+"""Images cut into bands of rows, each of which is one call of the compiled sweep."""
 
 import functools
 from typing import Any, NamedTuple
@@ -10,74 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lal_triton import validation
 from lal_triton.bilinear import Axis
-from lal_triton.cpu import scaling, threads
+from lal_triton.cpu import threads
+from lal_triton.cpu.bands import Bands
 from lal_triton.cpu.logits import Tables
 from lal_triton.cpu.sweep import Settings, sweep
-from lal_triton.cpu.targets import encode
 from lal_triton.cpu.window import Window
 from lal_triton.labels import INVALID, centre_mask
 from lal_triton.options import LocalLoss, loss_dtype
 
-BAND_ROWS = 64  # of the labels, about: each band scores and merges its halo anew
-SCALED_ELEMENTS = 2**18  # of the gradient that one call scales
 NOWHERE = (0, 0, 0, 0)
 
 
-def prepare(
-    target: Tensor,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    num_classes: int,
-    stride: int,
-    ignore_index: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Encoded labels, omega, and each image's sum of omega; ValueError as `validation.check_values` raises it."""
-    validation.check_weight_values("weight", weight)
-    labels, omega = torch.empty(target.shape, dtype=torch.int32), torch.empty(target.shape, dtype=dtype)
-    images, height, _ = target.shape
-    none = np.empty(0, np.float64 if dtype == torch.float64 else np.float32)
-    of_classes = none if weight is None else weight.detach().to(dtype).contiguous().numpy()
-    of_pixels = None if pixel_weight is None else pixel_weight.detach().to(dtype).contiguous().numpy()
-    targets, encoded, weights = target.long().contiguous().numpy(), labels.numpy(), omega.numpy()
-    bands = _Bands(height)
-    sums, right = np.zeros((images, bands.count)), np.ones((images, bands.count), bool)
-
-    def run(job: tuple[int, int]) -> None:
-        image, band = job
-        own = none[:, None] if of_pixels is None else of_pixels[image]
-        first, last = bands.edges[band], bands.edges[band + 1]
-        planes = of_classes, own, encoded[image], weights[image]
-        sums[job], right[job] = encode(targets[image], first, last, num_classes, ignore_index, stride, *planes)
-
-    threads.run(run, [(image, band) for image in range(images) for band in range(bands.count)])
-    if not right.all():
-        validation.check_values(target, weight, pixel_weight, num_classes, ignore_index)
-    return labels, omega, torch.from_numpy(sums.sum(1)).to(dtype)
-
-
-def scale_rows(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient `[N, C, h, w]` times a factor for each row `[N, h]`."""
-    if dtype != gradient.dtype or not gradient.is_contiguous():
-        return torch.where(gradient == 0, 0, gradient * factor[:, None, :, None]).to(dtype)
-    out = torch.empty_like(gradient)
-    planes, factors, scaled = gradient.detach().numpy(), factor.detach().contiguous().numpy(), out.numpy()
-    parts = max(1, gradient[0].numel() // SCALED_ELEMENTS)
-    edges = [len(planes[0]) * part // parts for part in range(parts + 1)]
-
-    def run(job: tuple[int, int]) -> None:
-        image, part = job
-        classes = slice(edges[part], edges[part + 1])
-        scaling.scale_rows(planes[image, classes], factors[image], scaled[image, classes])
-
-    threads.run(run, [(image, part) for image in range(len(planes)) for part in range(parts)])
-    return out
-
-
 class Results(NamedTuple):
-    losses: Tensor  # [N, H, W], or empty
     gradient: Tensor  # [N, C, h, w] of the losses' dtype (half precision would round twice), or empty
     scale: Tensor  # [N, h], of the gradient
     norms: Tensor  # [N], (sum_p omega(p) L(p)^p)^(1/p), float64
@@ -122,8 +64,7 @@ def _sweep_images(
     images, classes, height, width = logits.shape
     settings, window = _settings(options, classes, p, real), _window(options, real)
     class_weight = np.ones(classes, real) if weight is None else weight.detach().to(dtype).numpy()
-    bands = _Bands(labels.shape[1])
-    jobs = [(image, band) for image in range(images) for band in range(bands.count)]
+    bands = Bands(images, labels.shape[1])
     gradient = torch.empty_like(logits, dtype=dtype) if derive else torch.empty(0, dtype=dtype)
     map_ = torch.empty(images, 0, 0, dtype=dtype) if losses is None else losses
     scale = torch.ones(images, height, dtype=dtype)
@@ -165,44 +106,32 @@ def _sweep_images(
             out, target = _flat(gradient[image]) if derive else (gradient, NOWHERE)
             run(job, x, place, None, out.numpy(), target)
 
-        threads.run(run_band, jobs)
+        threads.run(run_band, bands.jobs)
     else:
         tables = _tables(height, labels.shape[1], width, labels.shape[2], options.align_corners, dtype)
         low = (_centred(logits.to(dtype)) if options.normalize else logits.to(dtype)).contiguous()
-        parts = [np.empty((0, 0, 0), real)] * len(jobs)
+        parts = [np.empty((0, 0, 0), real)] * len(bands.jobs)
 
         def run_interpolated(number: int) -> None:
-            image, band = jobs[number]
+            image, band = bands.jobs[number]
             if derive:
                 parts[number] = np.zeros((len(bands.low_rows(band, tables)), classes, width), real)
             x, place = _flat(low[image])
-            run(jobs[number], x, place, tables, parts[number], NOWHERE)
+            run(bands.jobs[number], x, place, tables, parts[number], NOWHERE)
 
-        threads.run(run_interpolated, range(len(jobs)))
+        threads.run(run_interpolated, range(len(bands.jobs)))
         if derive:
             largest = scales.max(1)
             scale[:] = torch.from_numpy(largest)[:, None]
             gradient.zero_()
-            for (image, band), part in zip(jobs, parts, strict=True):
+            for (image, band), part in zip(bands.jobs, parts, strict=True):
                 rows = bands.low_rows(band, tables)
                 share = (scales[image, band] / largest[image]) ** (p - 1)
                 gradient[image, :, rows.start : rows.stop].add_(torch.from_numpy(part).transpose(0, 1), alpha=share)
-    return Results(map_, gradient, scale, torch.from_numpy(_norms(scales, sums, p)))
+    return Results(gradient, scale, torch.from_numpy(_norms(scales, sums, p)))
 
 
-class _Bands:
-    """Rows of the labels, in bands of about the same height."""
-
-    def __init__(self, height: int) -> None:
-        self.count = max(1, round(height / BAND_ROWS))
-        self.edges = [height * band // self.count for band in range(self.count + 1)]
-
-    def low_rows(self, band: int, tables: Tables) -> range:
-        """The low-resolution rows that a band is interpolated from."""
-        first, last = (int(tables.lower_row[row]) for row in (self.edges[band], self.edges[band + 1] - 1))
-        return range(first, min(last + 2, tables.height))
-
-
+@functools.lru_cache(64)
 def _settings(options: LocalLoss, classes: int, p: float, real: Any) -> Settings:
     return Settings(
         normalize=options.normalize,
@@ -217,6 +146,7 @@ def _settings(options: LocalLoss, classes: int, p: float, real: Any) -> Settings
     )
 
 
+@functools.lru_cache(64)
 def _window(options: LocalLoss, real: Any) -> Window:
     weights = np.array(options.window, real)
     mirrored = weights[::-1].copy()

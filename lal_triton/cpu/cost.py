@@ -6,9 +6,8 @@ import numpy as np
 from lal_triton.cpu.compiling import inlined
 from lal_triton.cpu.exp import exp
 
-# One row of each of these, `[10, W]`, is what passes from the cost to its gradient.
-OWN, SHIFT, OTHERS, TOTAL, LOSS, SLOPE, COEFFICIENT, LINEAR = range(8)
-PLANES = 8
+PLANES = 8  # one row of each, `[PLANES, W]`, is what passes from the cost to its gradient
+OWN, SHIFT, OTHERS, TOTAL, LOSS, SLOPE, COEFFICIENT, LINEAR = range(PLANES)
 
 
 @inlined
@@ -95,13 +94,8 @@ def cost_gradient(f, labels, weight, smoothing, planes, g, border):
     classes, width = f.shape
     real = f.dtype.type
     zero = real(0)
-    others, total, slope, coefficient, scale = (
-        planes[OTHERS],
-        planes[TOTAL],
-        planes[SLOPE],
-        planes[COEFFICIENT],
-        planes[SHIFT],
-    )
+    others, total, slope, coefficient = planes[OTHERS], planes[TOTAL], planes[SLOPE], planes[COEFFICIENT]
+    scale = planes[SHIFT]  # which is free by now
     whole = zero
     if smoothing > zero:
         for c in range(classes):
@@ -119,9 +113,5 @@ def cost_gradient(f, labels, weight, smoothing, planes, g, border):
             for i in range(width):
                 out[i] -= coefficient[i] * w
     for i in range(width):
-        own = (total[i] - others[i]) * scale[i] - coefficient[i] * slope[i]
-        if smoothing == zero:
-            own = -others[i] * scale[i]
-        else:
-            own -= coefficient[i] * share * weight[max(labels[i], 0)]
-        g[max(labels[i], 0), border + i] = own
+        own = max(labels[i], 0)
+        g[own, border + i] = coefficient[i] * share * (whole - weight[own]) - others[i] * scale[i]

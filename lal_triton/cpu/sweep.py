@@ -16,8 +16,7 @@ from lal_triton.cpu.powers import largest_loss, weigh
 from lal_triton.cpu.rows import copy, fill, shrink
 from lal_triton.cpu.score import score, score_large, unscore
 from lal_triton.cpu.window import BLOCK, find_taps, make_taps, merge
-
-VOID = -1
+from lal_triton.labels import VOID
 
 
 class Settings(NamedTuple):
@@ -52,6 +51,15 @@ def make_rings(classes, width, window, real):
         np.empty((rows, across), real),
         np.zeros((rows, classes, across), real),
     )
+
+
+@inlined
+def enter(x, place, tables, between, y, labels, border, z):
+    """Row y of the logits at full resolution."""
+    if tables is None:
+        logits.read(x, place, y, labels, border, z)
+    else:
+        logits.interpolate(x, place, tables, between, y, labels, border, z)
 
 
 @inlined
@@ -102,8 +110,7 @@ def sweep(
     planes = np.empty((PLANES, width), real)
     inverse_xi = np.empty(width, real)
     spare = np.empty((3, width + 2 * border), real)
-    if tables is not None:
-        between = logits.make_between(tables, classes, width, first, real)
+    between = None if tables is None else logits.make_between(tables, classes, width, first, real)
 
     scale, total = one if settings.p == one else settings.tiny, 0.0
     for y in range(first - up - back, last + up + back):
@@ -111,15 +118,9 @@ def sweep(
         if 0 <= y < height:
             for i in range(width):
                 row[border + i] = labels[y, i]
-            if tables is None:
-                logits.read(x, place, y, row, border, z)
-            else:
-                logits.interpolate(x, place, tables, between, y, row, border, z)
+            enter(x, place, tables, between, y, row, border, z)
             if settings.normalize and not score(z, spare[0], spare[1], spare[2], rstd, settings.eps):
-                if tables is None:
-                    logits.read(x, place, y, row, border, z)
-                else:
-                    logits.interpolate(x, place, tables, between, y, row, border, z)
+                enter(x, place, tables, between, y, row, border, z)
                 for i in range(width + 2 * border):
                     score_large(z, rstd, i, settings.eps)
         else:
