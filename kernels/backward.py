@@ -58,7 +58,7 @@ def write_cost_gradient(
             g = factor[j] * (tl.exp2(merged[j]) if BOUNDED else tl.exp(merged[j] - tops[j]))
             if SMOOTHING:
                 if WEIGHTED:
-                    g -= smooth[j] * tl.load(class_weight + c)
+                    g -= smooth[j] * tl.load(class_weight + c).to(tl.float32)
                 else:
                     g -= smooth[j]
             g = tl.where(own[j] == c, own_gradient[j], g)
@@ -172,7 +172,7 @@ def local_cost_bwd_kernel(
         )
         smooth = smooth + (uniform,)
         own_gradient = own_gradient + (own_part,)
-        factor = factor + (coefficient / (tl.exp(-lead) + totals[j]),)
+        factor = factor + (tl.div_rn(coefficient, tl.exp(-lead) + totals[j]),)
 
     pointer = out + n * out_n + lane_offset(row, col, out_h, out_w)
     merged_classes = tl.where(is_labelled(own, TH), C, 0)

@@ -4,21 +4,15 @@
 import triton
 import triton.language as tl
 
+from lal_triton.kernels.arithmetic import log_of_sum, power
 from lal_triton.kernels.strips import TINY
-
-
-@triton.jit
-def log1p(x):
-    y = 1.0 + x
-    return tl.where(y == 1.0, x, tl.log(y) * (x / (y - 1.0)))
 
 
 @triton.jit
 def surprise_and_miss(lead, total):
     """-ln q and 1 - q of the own class's probability q; lead is top - f_y, and total as `sum_exp` gives it."""
     one = tl.exp(-lead)
-    surprise = tl.where(lead > 0, lead + tl.log(one + total), log1p(total))
-    return surprise, total / (one + total)
+    return lead + log_of_sum(total, one), tl.div_rn(total, one + total)
 
 
 @triton.jit
@@ -27,7 +21,7 @@ def class_weight_sum(class_weight, C, WEIGHTED: tl.constexpr):
     if WEIGHTED:
         total = 0.0
         for c in range(C):
-            total += tl.load(class_weight + c)
+            total += tl.load(class_weight + c).to(tl.float32)
     return total
 
 
@@ -47,7 +41,7 @@ def local_cost(
 ):
     """L of -ln q and 1 - q as `surprise_and_miss` gives them; drift is the sum of w_c (f_c - f_y)."""
     if FOCAL:
-        loss = alpha * tl.exp2(gamma * tl.log2(tl.maximum(miss, TINY))) * surprise
+        loss = alpha * power(tl.maximum(miss, TINY), gamma) * surprise
     else:
         loss = own_weight * surprise
         if SMOOTHING:
@@ -74,8 +68,8 @@ def cost_slope(
     uniform = coefficient * smoothing / C
     if FOCAL:
         safe = tl.maximum(miss, TINY)
-        slope = 1.0 + gamma * (1.0 - miss) * (surprise / safe)
-        coefficient *= alpha * tl.exp2(gamma * tl.log2(safe)) * slope
+        slope = 1.0 + gamma * (1.0 - miss) * tl.div_rn(surprise, safe)
+        coefficient *= alpha * power(safe, gamma) * slope
     else:
         coefficient *= own_weight
         if SMOOTHING:

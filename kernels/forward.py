@@ -28,7 +28,7 @@ def gather_weights(class_weight, own, TH: tl.constexpr, WEIGHTED: tl.constexpr):
     weights = ()
     for j in tl.static_range(TH):
         if WEIGHTED:
-            weights = weights + (tl.load(class_weight + own[j], mask=own[j] >= 0, other=0.0),)
+            weights = weights + (tl.load(class_weight + own[j], mask=own[j] >= 0, other=0.0).to(tl.float32),)
         else:
             weights = weights + (tl.where(own[j] >= 0, 1.0, 0.0),)
     return weights
@@ -94,7 +94,7 @@ def sum_exp(
             if SMOOTHING:
                 w = 1.0
                 if WEIGHTED:
-                    w = tl.load(class_weight + c)
+                    w = tl.load(class_weight + c).to(tl.float32)
                 new_drift = new_drift + (drift[j] + w * difference,)
             else:
                 new_drift = drift

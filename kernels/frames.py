@@ -163,11 +163,14 @@ def add(left, right):
 
 
 @triton.jit
-def outer(left, right):
-    """The products of each value of `left` with each of `right`."""
+def outer(left, right, N: tl.constexpr):
+    """The products of each value of `left` with each of the N of `right`.
+
+    N keeps functions apart: up to Triton 3.6 they share one where the values of all tuples together are as many.
+    """
     products = ()
-    for k in tl.static_range(len(left) * len(right)):
-        products = products + (left[k // len(right)] * right[k % len(right)],)
+    for k in tl.static_range(len(left) * N):
+        products = products + (left[k // N] * right[k % N],)
     return products
 
 
@@ -219,10 +222,10 @@ def mix(
         weights, scales, xi = load_row(site, i, xi, KH, KW, NORMALIZE, BY_WEIGHT)
         along = zeros(own, SX)
         for j in tl.static_range(KW):
-            along = add(along, outer((weights[j] * scales[j],), across[j]))
+            along = add(along, outer((weights[j] * scales[j],), across[j], SX))
         down = bilinear_weights(axis_y, row + (i - KH // 2), SY)
         # packed here: from a tt.join outside the loop, Triton takes the products' operands for 4-bit numbers' halves
-        mixture += tl.reshape(pack(outer(down, along)), mixture.shape)
+        mixture += tl.reshape(pack(outer(down, along, SX)), mixture.shape)
     inverse = tl.where(xi > 0, tl.div_rn(1.0, xi), 0.0)
     return mixture * inverse[:, None], inverse
 
@@ -266,13 +269,13 @@ def variance_slopes(
         down = bilinear_weights(axis_y, row + (i - KH // 2), SY)
         along = zeros(own, SX)
         for y in tl.static_range(SY):
-            along = add(along, outer((down[y],), slope[y * SX : (y + 1) * SX]))
+            along = add(along, outer((down[y],), slope[y * SX : (y + 1) * SX], SX))
         sums = zeros(own, NX)
         for j in tl.static_range(KW):
             value = repeat_lanes(sum_lanes(dot(along, across[j]), G), G)
             value *= weights[j] * scales[j] * scales[j] * scales[j]
-            sums = add(sums, outer((value,), pair_products(across[j], NX)))
-        planes = add(planes, outer(pair_products(down, NY), sums))
+            sums = add(sums, outer((value,), pair_products(across[j], NX), NX))
+        planes = add(planes, outer(pair_products(down, NY), sums, NX))
     padded = ()
     for k in tl.static_range(4 * SY * SX):
         if k // (2 * SX) < NY and k % (2 * SX) < NX:

@@ -4,24 +4,11 @@
 import triton
 import triton.language as tl
 
+from lal_triton.kernels.arithmetic import power
 from lal_triton.kernels.cost import cost_slope, surprise_and_miss
 from lal_triton.kernels.launching import kernel
 from lal_triton.kernels.state import INVERSE, LOSSES, TOTAL, find_plane
 from lal_triton.kernels.strips import VOID
-
-
-@triton.jit
-def power(x, p):
-    """x^p for x >= 0, p >= 0: whole powers by squaring, which loses no digits to a logarithm; p = 0 makes it 1."""
-    whole = tl.floor(p).to(tl.int32)
-    rest = p - whole.to(tl.float32)
-    result = tl.where(rest > 0, tl.exp2(rest * tl.log2(x)), 1.0)
-    square = x
-    while whole > 0:
-        result *= tl.where(whole % 2 == 1, square, 1.0)
-        square *= square
-        whole //= 2
-    return result
 
 
 @triton.jit
@@ -144,7 +131,7 @@ def pool_fwd_kernel(
         size = N * chunks
         taken = tl.where(omega > 0, loss, 0.0)
         largest = tl.max(taken, 0)
-        relative = taken / tl.where(largest > 0, largest, 1.0)
+        relative = tl.div_rn(taken, tl.where(largest > 0, largest, 1.0))
         tl.store(partials + tl.program_id(0), largest)
         tl.store(partials + size + tl.program_id(0), tl.sum(omega * power(relative, p), 0))
         tl.store(partials + 2 * size + tl.program_id(0), tl.sum(mass, 0))
@@ -245,7 +232,7 @@ def pool_bwd_kernel(
         if PRECISE:  # a high power of a rounded number is far off
             relative = power(loss.to(tl.float64) / tl.where(norm == 0, 1.0, norm), p - 1.0).to(tl.float32)
         else:
-            relative = power(loss / tl.where(norm == 0, 1.0, norm), p - 1.0)
+            relative = power(tl.div_rn(loss, tl.where(norm == 0, 1.0, norm)), p - 1.0)
         value = factor * omega * relative
         value = tl.where(omega > 0, value, 0.0)
     if SLOPES:
@@ -254,6 +241,6 @@ def pool_bwd_kernel(
         surprise, miss = surprise_and_miss(tl.zeros_like(others), others)
         value = tl.where(label >= 0, value * scale, 0.0)
         coefficient, _, _ = cost_slope(value, surprise, miss, 1.0, 1.0, 0.0, alpha, gamma, C, FOCAL, False)
-        tl.store(out + plane, coefficient / (1.0 + others), mask=inside)
+        tl.store(out + plane, tl.div_rn(coefficient, 1.0 + others), mask=inside)
     else:
         tl.store(out + plane, value, mask=inside)

@@ -209,7 +209,7 @@ def upsampled_loss_fwd_kernel(
             highest = now
         if SMOOTHING:
             if WEIGHTED:
-                difference *= tl.load(class_weight + c, mask=c < C, other=0.0)[None, :]
+                difference *= tl.load(class_weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
             drift += tl.sum(tl.where(counts, difference, 0.0), 1)
 
     tl.store(total + pixel, others, mask=inside)
@@ -337,7 +337,7 @@ def upsampled_loss_bwd_kernel(
         FOCAL,
         SMOOTHING,
     )
-    factor = coefficient / (tl.exp(-lead) + others)
+    factor = tl.div_rn(coefficient, tl.exp(-lead) + others)
 
     pitch = C
     if NORMALIZE:
@@ -353,7 +353,7 @@ def upsampled_loss_bwd_kernel(
         g = factor[:, None] * (tl.exp2(merged * LOG2E) if BOUNDED else tl.exp(merged))
         if SMOOTHING:
             if WEIGHTED:
-                g -= uniform[:, None] * tl.load(class_weight + c, mask=c < C, other=0.0)[None, :]
+                g -= uniform[:, None] * tl.load(class_weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
             else:
                 g -= uniform[:, None]
         g = tl.where(c[None, :] == own[:, None], own_gradient[:, None], g)
