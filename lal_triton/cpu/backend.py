@@ -1,6 +1,7 @@
 """Images cut into bands of rows, each of which is one call of the compiled sweep."""
 
 import functools
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from lal_triton.bilinear import Axis
 from lal_triton.cpu import threads
 from lal_triton.cpu.bands import Bands
 from lal_triton.cpu.logits import Tables
-from lal_triton.cpu.sweep import Settings, sweep
+from lal_triton.cpu.sweep import Settings, make_workspace, sweep
 from lal_triton.cpu.window import Window
 from lal_triton.labels import INVALID, centre_mask
 from lal_triton.options import LocalLoss, loss_dtype
@@ -70,13 +71,16 @@ def _sweep_images(
     scale = torch.ones(images, height, dtype=dtype)
     scales, sums = np.ones((images, bands.count)), np.zeros((images, bands.count))
     planes = [plane.detach().contiguous().numpy() for plane in (labels, omega, map_)]
+    tables = _tables(tuple(logits.shape[2:]), tuple(labels.shape[1:]), options.align_corners, dtype)
+    own = threading.local()
 
-    def run(
-        job: tuple[int, int], x: Tensor, place: tuple[int, ...], tables: Tables | None, out: np.ndarray, target: Any
-    ) -> None:
+    def run(job: tuple[int, int], x: Tensor, place: tuple[int, ...], out: np.ndarray, target: tuple[int, ...]) -> None:
         image, band = job
+        if not hasattr(own, "workspace"):
+            own.workspace = make_workspace(window, tables, classes, labels.shape[2], dtype)
         label, weights, loss = (plane[image] for plane in planes)
         scales[job], sums[job] = sweep(
+            own.workspace,
             x.numpy(),
             place,
             tables,
@@ -93,7 +97,7 @@ def _sweep_images(
             scale.numpy()[image],
         )
 
-    if logits.shape[2:] == labels.shape[1:]:
+    if tables is None:
         halo = 2 * (options.kernel_height // 2)
 
         def run_band(job: tuple[int, int]) -> None:
@@ -104,20 +108,19 @@ def _sweep_images(
                 x, place = _flat(logits[image, :, top:bottom].to(dtype))
                 place = (-top * place[2], *place[1:])
             out, target = _flat(gradient[image]) if derive else (gradient, NOWHERE)
-            run(job, x, place, None, out.numpy(), target)
+            run(job, x, place, out.numpy(), target)
 
         threads.run(run_band, bands.jobs)
     else:
-        tables = _tables(height, labels.shape[1], width, labels.shape[2], options.align_corners, dtype)
         low = (_centred(logits.to(dtype)) if options.normalize else logits.to(dtype)).contiguous()
-        parts = [np.empty((0, 0, 0), real)] * len(bands.jobs)
+        parts = [torch.empty(0, 0, 0, dtype=dtype)] * len(bands.jobs)
 
         def run_interpolated(number: int) -> None:
             image, band = bands.jobs[number]
             if derive:
-                parts[number] = np.zeros((len(bands.low_rows(band, tables)), classes, width), real)
+                parts[number] = torch.zeros(len(bands.low_rows(band, tables)), classes, width, dtype=dtype)
             x, place = _flat(low[image])
-            run(bands.jobs[number], x, place, tables, parts[number], NOWHERE)
+            run(bands.jobs[number], x, place, parts[number].numpy(), NOWHERE)
 
         threads.run(run_interpolated, range(len(bands.jobs)))
         if derive:
@@ -127,7 +130,7 @@ def _sweep_images(
             for (image, band), part in zip(bands.jobs, parts, strict=True):
                 rows = bands.low_rows(band, tables)
                 share = (scales[image, band] / largest[image]) ** (p - 1)
-                gradient[image, :, rows.start : rows.stop].add_(torch.from_numpy(part).transpose(0, 1), alpha=share)
+                gradient[image, :, rows.start : rows.stop].add_(part.transpose(0, 1), alpha=share)
     return Results(gradient, scale, torch.from_numpy(_norms(scales, sums, p)))
 
 
@@ -168,15 +171,16 @@ def _boxes(weights: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(16)
-def _tables(
-    low_height: int, height: int, low_width: int, width: int, align_corners: bool, dtype: torch.dtype
-) -> Tables:
-    rows, columns = (
-        Axis.of(low, high, align_corners, reach=0, device=torch.device("cpu"), tile=high)
-        for low, high in ((low_height, height), (low_width, width))
+def _tables(low: tuple[int, ...], high: tuple[int, ...], align_corners: bool, dtype: torch.dtype) -> Tables | None:
+    """Of the interpolation from one (height, width) to another; None where they are equal."""
+    if low == high:
+        return None
+    axes = (
+        Axis.of(*sizes, align_corners, reach=0, device=torch.device("cpu"), tile=sizes[1])
+        for sizes in zip(low, high, strict=True)
     )
-    of_rows, of_columns = ((axis.lower.numpy(), axis.fraction.to(dtype).numpy()) for axis in (rows, columns))
-    return Tables(*of_rows, *of_columns, low_height, low_width)
+    of_rows, of_columns = ((axis.lower.numpy(), axis.fraction.to(dtype).numpy()) for axis in axes)
+    return Tables(*of_rows, *of_columns, *low)
 
 
 def _flat(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:

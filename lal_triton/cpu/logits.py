@@ -8,9 +8,10 @@ gradient are summed into two such rows, each of which is brought to low resoluti
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from lal_triton.cpu.compiling import inlined
-from lal_triton.cpu.rows import fill
+from lal_triton.cpu.rows import fill, zeros
 
 
 @inlined
@@ -71,13 +72,17 @@ class Between(NamedTuple):
     passed: np.ndarray  # [2], the first row that `gradient` holds, and the row of the sums that the labels are at
 
 
+def make_between(tables, classes, width, dtype):
+    expanded, sums = zeros(dtype, 2, classes, width), zeros(dtype, 2, classes, width)
+    return Between(expanded, zeros(torch.int64, 2), zeros(dtype, tables.width + 1), sums, zeros(torch.int64, 2))
+
+
 @inlined
-def make_between(tables, classes, width, first, real):
-    held, passed = np.empty(2, np.int64), np.empty(2, np.int64)
+def begin(tables, between, first):
+    """`first` is the first row of the labels whose gradient will be added."""
     for i in range(2):
-        held[i], passed[i] = -1, tables.lower_row[first]
-    line = np.empty(tables.width + 1, real)
-    return Between(np.empty((2, classes, width), real), held, line, np.zeros((2, classes, width), real), passed)
+        between.held[i], between.passed[i] = -1, tables.lower_row[first]
+        fill(between.sums[i], between.sums.dtype.type(0))
 
 
 @inlined

@@ -8,14 +8,15 @@ holds it has been merged. Rings keep the rows that are still needed, so that a b
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from lal_triton.cpu import logits
 from lal_triton.cpu.compiling import compiled, inlined
 from lal_triton.cpu.cost import COEFFICIENT, LOSS, PLANES, cost, cost_gradient
 from lal_triton.cpu.powers import largest_loss, weigh
-from lal_triton.cpu.rows import copy, fill, shrink
+from lal_triton.cpu.rows import copy, fill, shrink, zeros
 from lal_triton.cpu.score import score, score_large, unscore
-from lal_triton.cpu.window import BLOCK, find_taps, make_taps, merge
+from lal_triton.cpu.window import BLOCK, Taps, find_taps, make_taps, merge
 from lal_triton.labels import VOID
 
 
@@ -42,14 +43,33 @@ class Rings(NamedTuple):
     slopes: np.ndarray  # [Kh, C, ...], the gradient of the merged logits, / xi
 
 
-@inlined
-def make_rings(classes, width, window, real):
-    rows, across = window.rows, width + 2 * (window.columns // 2)
-    return Rings(
-        np.zeros((rows, across), np.int32) + np.int32(VOID),
-        np.zeros((rows, classes, across), real),
-        np.empty((rows, across), real),
-        np.zeros((rows, classes, across), real),
+class Workspace(NamedTuple):
+    """Of a thread, for one band after the other."""
+
+    rings: Rings
+    taps: Taps
+    boxes: np.ndarray  # [K // 2 + 1, ...]
+    f: np.ndarray  # [C, W], the merged logits of a row, or the gradient of its logits
+    planes: np.ndarray  # [PLANES, W]
+    inverse_xi: np.ndarray  # [W]
+    spare: np.ndarray  # [3, border + W + border]
+    between: logits.Between | None
+
+
+def make_workspace(window, tables, classes, width, dtype):
+    rows, border = window.rows, window.columns // 2
+    across = width + 2 * border
+    labels = zeros(torch.int32, rows, across)
+    labels[:] = VOID
+    return Workspace(
+        Rings(labels, *(zeros(dtype, rows, *of, across) for of in ((classes,), (), (classes,)))),
+        make_taps(window, width, dtype),
+        zeros(dtype, rows // 2 + 1, BLOCK + 2 * border),
+        zeros(dtype, classes, width),
+        zeros(dtype, PLANES, width),
+        zeros(dtype, width),
+        zeros(dtype, 3, across),
+        None if tables is None else logits.make_between(tables, classes, width, dtype),
     )
 
 
@@ -83,7 +103,21 @@ def lose(rings, m, window, taps, boxes, class_weight, settings, f, inverse_xi, p
 
 @compiled
 def sweep(
-    x, place, tables, labels, omega, class_weight, window, settings, first, last, losses, gradient, target, scales
+    workspace,
+    x,
+    place,
+    tables,
+    labels,
+    omega,
+    class_weight,
+    window,
+    settings,
+    first,
+    last,
+    losses,
+    gradient,
+    target,
+    scales,
 ):
     """Rows [first, last) of one image's labels.
 
@@ -97,20 +131,15 @@ def sweep(
 
     Returns the last scale, and the sum of omega (L / scale)^p.
     """
+    rings, taps, boxes, f, planes, inverse_xi, spare, between = workspace
     height, width = labels.shape
-    classes = len(class_weight)
     real = class_weight.dtype.type
     one = real(1)
     up, border = window.rows // 2, window.columns // 2
     derive = gradient.size > 0
     back = up if derive else 0
-    rings, taps = make_rings(classes, width, window, real), make_taps(window, width, real)
-    boxes = np.empty((up + 1, BLOCK + 2 * border), real)
-    f = np.empty((classes, width), real)
-    planes = np.empty((PLANES, width), real)
-    inverse_xi = np.empty(width, real)
-    spare = np.empty((3, width + 2 * border), real)
-    between = None if tables is None else logits.make_between(tables, classes, width, first, real)
+    if tables is not None:
+        logits.begin(tables, between, first)
 
     scale, total = one if settings.p == one else settings.tiny, 0.0
     for y in range(first - up - back, last + up + back):

@@ -9,8 +9,10 @@ boxes: rows are added up once, and shifted sums of them are all that is left of 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from lal_triton.cpu.compiling import inlined
+from lal_triton.cpu.rows import zeros
 
 BLOCK = 128  # columns whose weights stay in the level-1 cache while the classes pass
 STEP = 32  # columns that are a run of one label together, or not
@@ -36,12 +38,11 @@ class Taps(NamedTuple):
     plain: np.ndarray  # [Kh // 2 + 1, W / STEP], whether the windows of these columns see one label
 
 
-@inlined
-def make_taps(window, width, real):
+def make_taps(window, width, dtype):
     kept, taps = window.rows // 2 + 1, window.rows * window.columns
-    weights = np.empty((kept, taps, width), real)
-    mirrored = weights if window.symmetric else np.empty((kept, taps, width), real)
-    return Taps(weights, mirrored, np.empty((kept, (width + STEP - 1) // STEP), np.bool_))
+    weights = zeros(dtype, kept, taps, width)
+    mirrored = weights if window.symmetric else zeros(dtype, kept, taps, width)
+    return Taps(weights, mirrored, zeros(torch.bool, kept, (width + STEP - 1) // STEP))
 
 
 @inlined
