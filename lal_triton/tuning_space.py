@@ -107,15 +107,15 @@ def phase_of(family: str) -> str:
 
 
 def candidates(setting: Setting) -> list[Config]:
-    """The search space: 64 to 256 threads, as much work for each as registers may hold."""
+    """The search space: 64 to 256 threads, few rows for each, since many leave registers for few threads."""
     names = configs.FAMILIES[setting.family]
     taps = setting.kernel_size[0] * setting.kernel_size[1]
-    rows = [count for count in (1, 2, 4, 8) if count * taps <= configs.WEIGHTS_IN_REGISTERS][-3:] or [1]
+    rows = [count for count in (1, 2, 4) if count * taps < configs.WEIGHTS_IN_REGISTERS] or [1]
     space: dict[str, Sequence[int]] = {
         "rows": rows,
         "columns": (32, 64, 128),
         "strips": (1, 2, 4),
-        "groups": (1, 2, 4),
+        "groups": (1,) if 0 < setting.classes <= 64 else (1, 2, 4),
         "keep": (1, 0),
         "classes": (16, 32, 64),
         "lanes_per_slot": (2, 4, 8),

@@ -66,7 +66,7 @@ def test_candidates_keep_the_weights_in_registers_and_the_programs_small():
         assert len({tuple(sorted(config.items())) for config in candidates}) == len(candidates)
         for config in candidates:
             if "rows" in config:
-                assert config["rows"] == 1 or config["rows"] * math.prod(setting.kernel_size) <= 100
+                assert config["rows"] == 1 or config["rows"] * math.prod(setting.kernel_size) < 100
                 assert 64 <= config["columns"] * config["strips"] * config.get("groups", 1) <= 256
 
 
@@ -437,6 +437,8 @@ def reported(monkeypatch):
 @without_gpu
 def test_a_candidate_that_spills_is_never_launched(monkeypatch, reported):
     candidates = [{"rows": rows, "columns": 32, "strips": 2} for rows in (1, 2, 4)]
+    pinned = {"rows": 8, "columns": 32, "strips": 2}
+    monkeypatch.setattr(configs, "pinned", lambda setting, device_class: pinned)
     monkeypatch.setattr(tuning, "candidates", lambda setting: candidates)
     launched = []
 
