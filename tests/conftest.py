@@ -29,6 +29,15 @@ def pytest_collection_modifyitems(config, items):
         items[:] = kept
 
 
+def pytest_runtest_logreport(report):
+    """Failures are written as they come where LAL_TEST_FAILURES names a file: a run that is killed has no summary."""
+    if report.failed and "LAL_TEST_FAILURES" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(os.environ["LAL_TEST_FAILURES"], "a") as file:
+            crash = getattr(report.longrepr, "reprcrash", report.longrepr)
+            message = getattr(crash, "message", str(crash)).strip().replace("\n", " ")
+            file.write(f"{report.nodeid} ({report.when}): {message[:300]}\n")
+
+
 @pytest.fixture(autouse=True)
 def cheap_strips(request):
     """The time to compile a kernel, and to interpret it, grows with the rows of a strip."""

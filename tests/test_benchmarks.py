@@ -463,8 +463,8 @@ def test_gpu_script_rehearses_every_part(tmp_path):
         rows = json.loads((output / name).read_text())["rows"]
         assert any(row["backend"] == "triton" and row["median_ms"] for row in rows)
     entries = json.loads((output / "tuning.json").read_text())["entries"]
-    assert summary["install"]["tuned"] == 0 < summary["bench"]["tuned"] == len(entries)
-    assert {path.name for path in output.iterdir()} == GPU_FILES - {"overhead.json"}
+    assert summary["bench"]["tuned"] == 0 < summary["tune"]["tuned"] == len(entries)
+    assert {path.name for path in output.iterdir()} == GPU_FILES - {"failures.txt", "overhead.json"}
 
 
 GPU_FILES = {"log.txt", "summary.json", *gpu.COLLECTED}
@@ -512,8 +512,8 @@ def test_gpu_script_keeps_what_an_interrupted_part_has_found(tmp_path, monkeypat
         return {"rc": -2, "seconds": seconds, "timed_out": True}
 
     summary = run_gpu_script(tmp_path, monkeypatch, interrupt)
-    assert {path.name for path in tmp_path.iterdir()} == GPU_FILES - {"results_upsampled.json"}
-    assert [summary[name]["tuned"] for name in ("tests", "tune", "bench")] == [0, 2, 2]
+    assert {path.name for path in tmp_path.iterdir()} == GPU_FILES - {"failures.txt", "results_upsampled.json"}
+    assert [summary[name]["tuned"] for name in ("tests", "bench", "tune")] == [0, 0, 2]
 
 
 def test_gpu_script_passes_arguments_that_exist(tmp_path, monkeypatch):

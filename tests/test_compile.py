@@ -98,6 +98,24 @@ def assert_nothing_spills(cases):
     assert [result for result in results if result["spill_bytes"] or result["tf32"]] == []
 
 
+def test_calls_that_differ_in_tuples_alone_do_not_share_a_function(tmp_path):
+    """As they would under Triton 3.5 and 3.6, and compute something else."""
+    kernels = {"upsampled_loss_bwd": {"upsampling": 4}, "upsampled_loss_fwd": {"upsampling": 4}, **KERNELS}
+    cases = [[kernel, 3, "float32", "sm_90", options] for kernel, options in kernels.items()]
+    script = Path(__file__).with_name("shared_functions.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps(cases)],
+        capture_output=True,
+        text=True,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},  # what is in the cache makes no calls
+        check=True,
+    )
+    count, *shared = done.stdout.splitlines()[len(cases) :]
+    assert int(count.split()[0]) > 100
+    assert shared == []
+
+
 @pytest.mark.long
 def test_spills_are_seen():
     starved = [
