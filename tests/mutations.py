@@ -159,7 +159,7 @@ MUTATIONS = [
     Mutation(
         "focal slope without its second term",
         "kernels/cost.py",
-        "slope = 1.0 + gamma * (1.0 - miss) * (surprise / safe)",
+        "slope = 1.0 + gamma * (1.0 - miss) * tl.div_rn(surprise, safe)",
         "slope = 1.0",
         KERNELS,
     ),
@@ -272,8 +272,8 @@ MUTATIONS = [
     Mutation(
         "a power too many, kernels",
         "kernels/pooling.py",
-        "relative = power(loss / tl.where(norm == 0, 1.0, norm), p - 1.0)",
-        "relative = power(loss / tl.where(norm == 0, 1.0, norm), p)",
+        "relative = power(tl.div_rn(loss, tl.where(norm == 0, 1.0, norm)), p - 1.0)",
+        "relative = power(tl.div_rn(loss, tl.where(norm == 0, 1.0, norm)), p)",
         TRITON,
     ),
     Mutation(
@@ -299,9 +299,9 @@ MUTATIONS = [
     ),
     Mutation(
         "logarithm of 1 + x without its digits",
-        "kernels/cost.py",
-        "return tl.where(y == 1.0, x, tl.log(y) * (x / (y - 1.0)))",
-        "return tl.log(y)",
+        "kernels/arithmetic.py",
+        "f = a * scale + (b * scale - 1.0)",
+        "f = (a + b) * scale - 1.0",
         "tests/test_mutants.py -k digits",
     ),
     Mutation(
@@ -420,9 +420,9 @@ MUTATIONS = [
     Mutation("maximum not subtracted, cpu", "lal_triton/cpu/cost.py", "if settings.bounded:", "if True:", CPU),
     Mutation(
         "loss of certain pixels rounded to 0",
-        "lal_triton/cpu/cost.py",
-        "np.log1p(others[i])",
-        "np.log(total[i])",
+        "lal_triton/cpu/elementary.py",
+        "f = a * scale + (b * scale - _ONE32)",
+        "f = (a + b) * scale - _ONE32",
         "tests/test_mutants.py -k certain",
     ),
     Mutation("a power too many", "lal_triton/cpu/powers.py", "** (p - real(1)) if", "** p if", CPU),

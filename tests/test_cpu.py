@@ -109,6 +109,24 @@ def test_without_numba_the_reference_runs(monkeypatch):
         locally_adaptive_loss(logits, target, backend="cpu")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logarithms_are_right_to_two_ulps(dtype):
+    numba, np = pytest.importorskip("numba"), pytest.importorskip("numpy")
+    from lal_triton.cpu.elementary import log_of_sum
+
+    @numba.njit
+    def logarithms(a, b):
+        return np.array([log_of_sum(a[i], b[i]) for i in range(len(a))])
+
+    a = np.logspace(-30, 30, 2001, dtype=dtype)
+    for b in (1.0, 0.75, 0.0):
+        found = logarithms(a, np.full_like(a, b))
+        wide = a.astype(np.longdouble)
+        expected = np.log1p(wide) if b == 1 else np.log(wide + b)
+        ulp = np.maximum(np.spacing(abs(expected).astype(dtype)), np.finfo(dtype).eps / 8)  # near 0 of 1
+        assert (abs(found - expected) <= 2 * ulp)[(b == 1.0) | (a > 1)].all()
+
+
 def test_the_torch_backend_is_deprecated():
     logits, target = make_problem()
     with pytest.warns(DeprecationWarning, match='pass "auto" or "cpu"'):

@@ -8,14 +8,24 @@ from criterion import assert_as_accurate
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from lal_triton import reference
 from lal_triton.kernels import configs, plans
+from lal_triton.kernels.arithmetic import log_of_sum
 from lal_triton.labels import INVALID, VOID, encode_labels
 from lal_triton.options import LocalLoss, Pooling, make_options
 
 pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MAP = Pooling("none", 1.0, ignore_index=VOID)
+
+
+@triton.jit
+def log1p_kernel(out, a, COUNT: tl.constexpr):
+    i = tl.arange(0, COUNT)
+    tl.store(out + i, log_of_sum(tl.load(a + i), 1.0))
 
 
 def strips(rows, columns, strips, groups=1):
@@ -225,6 +235,15 @@ def test_half_precision(dtype, options):
 def test_common_offset():
     logits = make_logits(offset=1e3)
     check(logits, make_labels(logits), lal())
+
+
+def test_logarithms_are_right_to_two_ulps():
+    a = torch.logspace(-30, 30, 1024, device=DEVICE)
+    found = torch.empty_like(a)
+    log1p_kernel[(1,)](found, a, COUNT=1024)
+    expected = a.double().log1p()
+    exponent = expected.frexp().exponent
+    assert ((found - expected).abs() <= 2 * torch.ldexp(torch.full_like(expected, 2.0**-24), exponent)).all()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ score.py      the standard score over the classes
 window.py     the label-masked window
 cost.py       the local cost of a pixel
 powers.py     what the Minkowski mean makes of a row of losses
-exp.py        the exponential
+elementary.py exp and log
 rows.py       loops over rows
 bands.py      which rows are a band
 compiling.py  where compiled functions are kept

@@ -1,10 +1,8 @@
 # mypy: ignore-errors
 """The local cost (Eq. 3-4) of a row of merged logits `f` `[C, W]`, and its gradient."""
 
-import numpy as np
-
 from lal_triton.cpu.compiling import inlined
-from lal_triton.cpu.exp import exp
+from lal_triton.cpu.elementary import exp, log_of_sum
 
 PLANES = 8  # one row of each, `[PLANES, W]`, is what passes from the cost to its gradient
 OWN, SHIFT, OTHERS, TOTAL, LOSS, SLOPE, COEFFICIENT, LINEAR = range(PLANES)
@@ -61,9 +59,9 @@ def cost(f, labels, weight, settings, planes):
         for i in range(width):
             others[i] += row[i]
     for i in range(width):
-        total[i] = others[i] + exp(own[i])
-    for i in range(width):
-        losses[i] = np.log1p(others[i]) if own[i] == zero else clamp(np.log(total[i]) - own[i], zero)
+        odds = exp(own[i])
+        total[i] = others[i] + odds
+        losses[i] = clamp(log_of_sum(others[i], odds) - own[i], zero)
     if settings.focal:
         alpha, gamma = settings.alpha, settings.gamma
         for i in range(width):

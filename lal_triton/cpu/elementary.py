@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""exp(x) for x <= 80 as a polynomial that LLVM makes vectors of, in float32 and float64; NaN gives NaN.
+"""exp and log as polynomials that LLVM makes vectors of, by the argument's type; NaN gives NaN.
 
-x = k ln 2 + r, |r| <= ln(2) / 2 (Cody and Waite), and k is added to the exponent's bits. Adding a number whose last bit
-is worth 1 rounds k. Results below the smallest normal number are 0.
+exp(x), x <= 80: x = k ln 2 + r, |r| <= ln(2) / 2 (Cody and Waite), and k is added to the exponent's bits. Adding a
+number whose last bit is worth 1 rounds k. Results below the smallest normal number are 0.
 """
 
 import math
@@ -41,9 +41,19 @@ def exp(x):
     raise NotImplementedError
 
 
+def log_of_sum(a, b):
+    """log(a + b) of finite a >= 0 and b, without the rounding of their sum in float32. In compiled functions only."""
+    raise NotImplementedError
+
+
 @overload(exp, jit_options=OPTIONS)
 def _exp(x):
     return _exp32 if x == types.float32 else _exp64
+
+
+@overload(log_of_sum, jit_options=OPTIONS)
+def _log_of_sum(a, b):
+    return _log_of_sum32 if a == types.float32 else _log_of_sum64
 
 
 def _constants(real: type, mantissa: int, lowest: float, high: float, degree: int) -> tuple[Any, ...]:
@@ -88,3 +98,34 @@ def _exp64(x):
     q = (((((q * r + _B7) * r + _B6) * r + _B5) * r + _B4) * r + _B3) * r + _B2
     result = float_of(bits_of(q * (r * r) + r + 1.0) + (bits_of(rounded) << _SHIFT64))
     return 0.0 if vanishes else result
+
+
+# log(1 + f) = f - f^2 / 2 + f^3 P(f) for -1/3 <= f < 1/3, P fitted by least squares, as in kernels/arithmetic.py.
+_P7, _P6, _P5, _P4, _P3, _P2, _P1, _P0 = map(
+    np.float32,
+    (
+        -0.128916934132576,
+        0.13984452188014984,
+        -0.12184257805347443,
+        0.14005866646766663,
+        -0.16680487990379333,
+        0.20010405778884888,
+        -0.24999797344207764,
+        0.3333321511745453,
+    ),
+)
+_TWO_THIRDS, _EXPONENT, _UNIT = np.int32(0x3F2AAAAB), np.int32(-0x800000), np.int32(0x3F800000)  # bits of float32
+_HALF32, _LN2_OF_BITS = np.float32(0.5), np.float32(math.log(2) * 2.0**-23)
+
+
+def _log_of_sum32(a, b):
+    shifted = np.int32(bits_of(a + b) - _TWO_THIRDS) & _EXPONENT
+    scale = float_of(np.int32(_UNIT - shifted))  # a + b = (1 + f) / scale
+    f = a * scale + (b * scale - _ONE32)
+    p = ((((_P7 * f + _P6) * f + _P5) * f + _P4) * f + _P3) * f + _P2
+    p = ((p * f + _P1) * f + _P0) * f - _HALF32
+    return np.float32(shifted) * _LN2_OF_BITS + (p * (f * f) + f)
+
+
+def _log_of_sum64(a, b):
+    return np.log1p(a) if b == 1.0 else np.log(a + b)
