@@ -1,5 +1,7 @@
 """The custom ops under opcheck and torch.compile."""
 
+import inspect
+
 import pytest
 import torch
 from problems import DEVICE, cpu_only, make_problem
@@ -127,9 +129,10 @@ def test_nothing_is_saved_without_a_gradient(monkeypatch):
     from lal_triton.cpu import backend
 
     sweep = backend.sweep
+    gradient = list(inspect.signature(sweep.py_func).parameters).index("gradient")
 
     def watching(*arguments):
-        if arguments[11].size > 0:
+        if arguments[gradient].size > 0:
             raise AssertionError("the gradient was computed")
         return sweep(*arguments)
 

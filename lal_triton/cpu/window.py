@@ -4,6 +4,8 @@
 A pixel has a weight for each tap, 0 where the neighbour's label is another. Most of an image sees one label only. There
 every pixel has the window's own weights, and a window that depends on the chessboard distance alone is a sum of nested
 boxes: rows are added up once, and shifted sums of them are all that is left of the k^2 products.
+
+Columns start at np.int64(0): numba compiles what is called with a literal 0 for literals, too.
 """
 
 from typing import NamedTuple
@@ -85,7 +87,7 @@ def count_taps(labels, m, window, xi):
 def weigh_taps(labels, m, window, weights, plain, out):
     """`out[t, i]` = mu(p, q) w_t for pixel p of column i and q its neighbour at tap t, where it is not plain."""
     border = window.columns // 2
-    start = 0
+    start = np.int64(0)
     while start < out.shape[1]:
         stop = end_of_run(plain, start, out.shape[1])
         if not plain[start // STEP]:
@@ -113,7 +115,7 @@ def end_of_run(plain, start, width):
 @inlined
 def merge(ring, m, window, weights, plain, boxes, out):
     """out[c] = sum_t weights[t] ring[row of t][c, shifted by t], for all classes."""
-    start = 0
+    start = np.int64(0)
     while start < out.shape[1]:
         stop = end_of_run(plain, start, out.shape[1])
         if plain[start // STEP]:
@@ -161,7 +163,7 @@ def add_taps(ring, m, window, weights, start, stop, out):
             total[i] = 0
     for k in range(window.rows):
         row = ring[(m - window.rows // 2 + k) % window.rows]
-        shift = 0
+        shift = np.int64(0)
         while shift < window.columns:
             t = k * window.columns + shift
             if window.columns - shift >= 5:
