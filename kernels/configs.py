@@ -2,8 +2,8 @@
 
 What is tunable is named by a `Setting` and found, in this order, among those forced by `forcing`, in the cache of tuned
 ones (`lal_triton.tuning_cache`), by tuning it if LAL_TRITON_AUTOTUNE=1, and in `pinned.json`: the first of its rules
-that fits. The pinned ones were chosen by compiling, so that nothing spills on sm_80, sm_90 and gfx942. All
-configurations of a setting compute the same; those of the first four families, for equal `groups`, the same bits.
+that fits. All configurations of a setting compute the same; those of the first four families, for equal `groups`, the
+same bits.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Search for the fastest launch configurations of the present device.
 
 Per problem (window, dtype, bucket of classes, upsampling ratio) and one kernel family after the other: all candidates
-are compiled; those that spill, or want more registers or shared memory than there are, are dropped before anything is
-launched; the others are timed, each with a cold L2; and the fastest of them are timed against the default in turns.
-The default stays unless another is faster by more than what the times scatter.
+are compiled; those that spill (more than SMALL_SPILL), or want more registers or shared memory than there are, are
+dropped before anything is launched; the others are timed, each with a cold L2; and the fastest of them are timed
+against the default in turns. The default stays unless another is faster by more than what the times scatter.
 
 Of Triton's own machinery this uses the benchmark loop (`triton.testing.do_bench`: flushes the L2, warms up, repeats),
 the compiler's cache, and the driver's limits of the device. `triton.autotune` itself does not serve, because a

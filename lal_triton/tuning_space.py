@@ -25,6 +25,9 @@ from lal_triton.options import make_options
 
 Forced = Mapping[str, Config]
 BLOCK = 32  # side of the label map's patches of one label
+# Bytes of a thread that the compiler may spill: it gives up two registers where that lets another program run beside.
+# On an H200 the forward at K = 7 took 1.03 ms so, and 1.47 or more without (benchmarks/NOTES.md).
+SMALL_SPILL = 8
 
 
 class Problem(NamedTuple):
@@ -156,10 +159,10 @@ class Target(NamedTuple):
 
 
 def is_affordable(report: Mapping[str, Any], target: Target) -> bool:
-    """Nothing spills, and a program gets the registers and the shared memory that it asks for."""
+    """No more than SMALL_SPILL is spilled, and a program gets the registers and the shared memory that it asks for."""
     return (
         "error" not in report
-        and report["spill_bytes"] == 0
+        and report["spill_bytes"] <= SMALL_SPILL
         and report["registers"] * report["threads"] <= target.registers
         and report["shared_bytes"] <= target.shared_bytes
     )

@@ -1,4 +1,4 @@
-"""What the compiler makes of the pinned configurations: nothing spills, nothing is rounded to tf32.
+"""What the compiler makes of the pinned configurations: no more than SMALL_SPILL is spilled, nothing rounded to tf32.
 
 On sm_90 the default settings are compiled by `test_costs`.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
+
+from lal_triton.tuning_space import SMALL_SPILL
 
 # By kernel: of a step that keeps what the backward needs, or of one that merges again.
 KERNELS = {"local_loss_fwd": {}, "local_cost_bwd": {"default": False}, "merge_bwd": {}}
@@ -95,7 +97,7 @@ def assert_nothing_spills(cases):
     print(f"compiling {len(cases)} kernels", file=sys.stderr)
     results = compile_cases(cases)
     assert len(results) == len(cases)
-    assert [result for result in results if result["spill_bytes"] or result["tf32"]] == []
+    assert [result for result in results if result["spill_bytes"] > SMALL_SPILL or result["tf32"]] == []
 
 
 def test_calls_that_differ_in_tuples_alone_do_not_share_a_function(tmp_path):
@@ -122,4 +124,4 @@ def test_spills_are_seen():
         ["merge_bwd", 5, "float32", "sm_90", {"maxnreg": 64}],
         ["merge_bwd", 5, "float32", "gfx942", {"waves_per_eu": 8}],
     ]
-    assert all(result["spill_bytes"] > 0 for result in compile_cases(starved))
+    assert all(result["spill_bytes"] > SMALL_SPILL for result in compile_cases(starved))

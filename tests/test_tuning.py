@@ -230,7 +230,8 @@ def test_the_default_stays_unless_another_is_faster_by_more_than_the_scatter():
     ("change", "affordable"),
     [
         ({}, True),
-        ({"spill_bytes": 8}, False),
+        ({"spill_bytes": 8}, True),
+        ({"spill_bytes": 16}, False),
         ({"registers": 255, "threads": 512}, False),
         ({"registers": 128, "threads": 512}, True),
         ({"shared_bytes": 232449}, False),
@@ -457,7 +458,7 @@ def test_a_candidate_that_spills_is_never_launched(monkeypatch, reported):
         return result.config["rows"], result.pruned
 
     assert tuned_rows() == (1, 0)
-    reported[1] = {"spill_bytes": 4}
+    reported[1] = {"spill_bytes": 16}
     assert tuned_rows() == (2, 1)
     assert set(launched) == {2, 4, 8}
     reported[2] = {"shared_bytes": 10**6}
