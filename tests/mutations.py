@@ -544,7 +544,11 @@ MUTATIONS = [
     ),
     Mutation("no ignore_index", "lal_triton/cpu/targets.py", "if label == ignore_index:", "if label == -7:", CPU),
     Mutation(
-        "pixel weights forgotten", "lal_triton/cpu/targets.py", "value = value * factor if", "value = value if", CPU
+        "pixel weights forgotten",
+        "lal_triton/cpu/targets.py",
+        "value = value * factor if",
+        "value = value if",
+        "tests/test_reference.py -k 'equations and pixel_weight'",  # of a CPU's reference this makes the weights, too
     ),
     Mutation("rows scaled by the first one's factor", "lal_triton/cpu/scaling.py", "factor[y]", "factor[0]", CPU),
     Mutation(
