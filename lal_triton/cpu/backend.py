@@ -155,19 +155,7 @@ def _window(options: LocalLoss, real: Any) -> Window:
     mirrored = weights[::-1].copy()
     counted = weights if options.average == "weight" else np.ones_like(weights)
     symmetric = np.array_equal(weights, mirrored)
-    boxes = _boxes(weights.reshape(options.kernel_height, options.kernel_width))
-    return Window(options.kernel_height, options.kernel_width, weights, mirrored, counted, symmetric, boxes)
-
-
-def _boxes(weights: np.ndarray) -> np.ndarray:
-    """The weights of the nested boxes that make up a `[Kh, Kw]` window, from the inner to the outer, if they do."""
-    reach = len(weights) // 2
-    row, column = np.indices(weights.shape)
-    distance = np.maximum(abs(row - reach), abs(column - weights.shape[1] // 2))
-    radial = weights[reach, weights.shape[1] // 2 :]  # at each distance
-    if weights.shape[0] != weights.shape[1] or not np.array_equal(weights, radial[distance]):
-        return weights[0, :0]
-    return radial - np.append(radial[1:], weights.dtype.type(0))
+    return Window(options.kernel_height, options.kernel_width, weights, mirrored, counted, symmetric)
 
 
 @functools.lru_cache(16)

@@ -3,9 +3,45 @@
 
 from lal_triton.cpu.compiling import inlined
 from lal_triton.cpu.elementary import exp, log_of_sum
+from lal_triton.cpu.vectors import broadcast, load, store, where
 
-PLANES = 8  # one row of each, `[PLANES, W]`, is what passes from the cost to its gradient
-OWN, SHIFT, OTHERS, TOTAL, LOSS, SLOPE, COEFFICIENT, LINEAR = range(PLANES)
+PLANES = 7  # one row of each, `[PLANES, W]`, is what passes from one function here to the next
+OWN, OTHERS, ODDS, LOSS, SLOPE, COEFFICIENT, LINEAR = range(PLANES)
+
+
+@inlined
+def exponentiate(f, i, labels, border, weight, settings, planes):
+    """The columns of f from i on become exp(f_c - shift), with 0 at the label's class; fills four of the planes.
+
+    The shift is the label's own logit where `bounded`, else the largest. own: f_y - shift; others: the sum of what f
+    becomes; odds: exp(own); linear, with label smoothing: sum_c weight_c (f_c - shift).
+    """
+    classes = len(f)
+    label = load(labels, border + i, f)
+    label = where(label < 0, 0, label)
+    own = load(f[0], i, f)
+    for c in range(1, classes):
+        own = where(label == c, load(f[c], i, f), own)
+    shift = own
+    if not settings.bounded:
+        shift = load(f[0], i, f)
+        for c in range(1, classes):
+            row = load(f[c], i, f)
+            shift = where((row > shift) | (row != row), row, shift)
+    if settings.smoothing > 0:
+        linear = broadcast(0, f)
+        for c in range(classes):
+            linear += weight[c] * (load(f[c], i, f) - shift)
+        store(planes[LINEAR], i, linear)
+    others = broadcast(0, f)
+    for c in range(classes):
+        row = where(label == c, 0, exp(load(f[c], i, f) - shift))
+        store(f[c], i, row)
+        others += row
+    own -= shift
+    store(planes[OWN], i, own)
+    store(planes[OTHERS], i, others)
+    store(planes[ODDS], i, exp(own))
 
 
 @inlined
@@ -15,101 +51,58 @@ def clamp(x, low):
 
 
 @inlined
-def cost(f, labels, weight, settings, planes):
-    """Fills `planes`; `f` becomes exp(f_c - shift), with 0 at the label's class.
-
-    slope: dL/df = slope (softmax - onehot) + smoothing / C (sum(weight) softmax - weight). `bounded`: the label's own
-    logit is the shift, else the largest is.
-    """
-    classes, width = f.shape
-    real = f.dtype.type
+def cost(labels, weight, settings, planes):
+    """The losses and their slopes, dL/df = slope (softmax - onehot) + smoothing / C (sum(weight) softmax - weight)."""
+    real = planes.dtype.type
     zero, one = real(0), real(1)
     smoothing = settings.smoothing
-    own, shift, others, total = planes[OWN], planes[SHIFT], planes[OTHERS], planes[TOTAL]
-    losses, slope, linear = planes[LOSS], planes[SLOPE], planes[LINEAR]
-    for i in range(width):
-        own[i] = f[max(labels[i], 0), i]
-    if settings.bounded:
-        for i in range(width):
-            shift[i] = own[i]
-    else:
-        for i in range(width):
-            shift[i] = f[0, i]
-        for c in range(1, classes):
-            row = f[c]
-            for i in range(width):
-                shift[i] = row[i] if row[i] > shift[i] or row[i] != row[i] else shift[i]
-    if smoothing > zero:
-        linear[:] = 0
-        for c in range(classes):
-            row, w = f[c], weight[c]
-            for i in range(width):
-                linear[i] += w * (row[i] - shift[i])
-    for i in range(width):
-        own[i] -= shift[i]
-    for c in range(classes):
-        row = f[c]
-        for i in range(width):
-            row[i] = exp(row[i] - shift[i])
-    for i in range(width):
-        f[max(labels[i], 0), i] = zero
-    others[:] = 0
-    for c in range(classes):
-        row = f[c]
-        for i in range(width):
-            others[i] += row[i]
-    for i in range(width):
-        odds = exp(own[i])
-        total[i] = others[i] + odds
-        losses[i] = clamp(log_of_sum(others[i], odds) - own[i], zero)
+    own, others, odds, losses, slope = planes[OWN], planes[OTHERS], planes[ODDS], planes[LOSS], planes[SLOPE]
+    for i in range(len(losses)):
+        losses[i] = clamp(log_of_sum(others[i], odds[i]) - own[i], zero)
     if settings.focal:
         alpha, gamma = settings.alpha, settings.gamma
-        for i in range(width):
+        for i in range(len(losses)):
             nll = losses[i]
-            miss = others[i] / total[i]
+            miss = others[i] / (others[i] + odds[i])
             ratio = nll / miss if miss > zero else one
             power = alpha * miss**gamma
             losses[i] = power * nll
             slope[i] = power * (one + gamma * (one - miss) * ratio)
         return
-    for i in range(width):
+    for i in range(len(labels)):
         slope[i] = (one - smoothing) * weight[max(labels[i], 0)]
     if smoothing > zero:
-        share = smoothing / real(classes)
-        whole = zero
-        for c in range(classes):
-            whole += weight[c]
-        for i in range(width):
+        share, linear = smoothing / real(len(weight)), planes[LINEAR]
+        whole = sum_of(weight)
+        for i in range(len(losses)):
             losses[i] = clamp(slope[i] * losses[i] + share * (whole * (losses[i] + own[i]) - linear[i]), zero)
     else:
-        for i in range(width):
+        for i in range(len(losses)):
             losses[i] *= slope[i]
 
 
 @inlined
-def cost_gradient(f, labels, weight, smoothing, planes, g, border):
-    """The gradient of coefficient x L by the merged logits, to `g` `[C, border + W + border]`, after `cost`."""
-    classes, width = f.shape
-    real = f.dtype.type
-    zero = real(0)
-    others, total, slope, coefficient = planes[OTHERS], planes[TOTAL], planes[SLOPE], planes[COEFFICIENT]
-    scale = planes[SHIFT]  # which is free by now
-    whole = zero
-    if smoothing > zero:
-        for c in range(classes):
-            whole += weight[c]
-    share = smoothing / real(classes)
-    for i in range(width):
-        scale[i] = coefficient[i] * (slope[i] + share * whole) / total[i]
-    for c in range(classes):
-        row, out = f[c], g[c, border : border + width]
-        for i in range(width):
-            out[i] = row[i] * scale[i]
-    if smoothing > zero:
-        for c in range(classes):
-            out, w = g[c, border : border + width], share * weight[c]
-            for i in range(width):
-                out[i] -= coefficient[i] * w
-    for i in range(width):
-        own = max(labels[i], 0)
-        g[own, border + i] = coefficient[i] * share * (whole - weight[own]) - others[i] * scale[i]
+def sum_of(weight):
+    whole = weight.dtype.type(0)
+    for w in weight:
+        whole += w
+    return whole
+
+
+@inlined
+def differentiate(f, i, labels, border, weight, smoothing, whole, planes, g):
+    """The gradient of coefficient x L by the merged logits, to `g` `[C, border + W + border]`, after `cost`.
+
+    whole: the sum of the class weights.
+    """
+    label = load(labels, border + i, f)
+    label = where(label < 0, 0, label)
+    others, coefficient = load(planes[OTHERS], i, f), load(planes[COEFFICIENT], i, f)
+    share = smoothing / f.dtype.type(len(f))
+    scale = coefficient * (load(planes[SLOPE], i, f) + share * whole) / (others + load(planes[ODDS], i, f))
+    own = others * scale
+    for c in range(len(f)):
+        slope = where(label == c, broadcast(0, f) - own, load(f[c], i, f) * scale)
+        if smoothing > 0:
+            slope += where(label == c, share * (whole - weight[c]), broadcast(0, f) - share * weight[c]) * coefficient
+        store(g[c], border + i, slope)

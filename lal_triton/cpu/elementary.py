@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""exp and log as polynomials that LLVM makes vectors of, by the argument's type; NaN gives NaN.
+"""exp of vectors and log of numbers as polynomials, by the argument's type; NaN gives NaN.
 
 exp(x), x <= 80: x = k ln 2 + r, |r| <= ln(2) / 2 (Cody and Waite), and k is added to the exponent's bits. Adding a
 number whose last bit is worth 1 rounds k. Results below the smallest normal number are 0.
@@ -9,35 +9,15 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from lal_triton.cpu.compiling import OPTIONS
-
-
-@intrinsic
-def bits_of(context: Any, x: Any) -> Any:
-    integer, kind = (types.int32, ir.IntType(32)) if x == types.float32 else (types.int64, ir.IntType(64))
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], kind)
-
-    return integer(x), generate
-
-
-@intrinsic
-def float_of(context: Any, bits: Any) -> Any:
-    real, kind = (types.float32, ir.FloatType()) if bits == types.int32 else (types.float64, ir.DoubleType())
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], kind)
-
-    return real(bits), generate
+from lal_triton.cpu.vectors import bits_of, float_of, where
 
 
 def exp(x):
-    """In compiled functions only."""
+    """Of a vector. In compiled functions only."""
     raise NotImplementedError
 
 
@@ -48,7 +28,7 @@ def log_of_sum(a, b):
 
 @overload(exp, jit_options=OPTIONS)
 def _exp(x):
-    return _exp32 if x == types.float32 else _exp64
+    return _exp32 if x.dtype == types.float32 else _exp64
 
 
 @overload(log_of_sum, jit_options=OPTIONS)
@@ -79,25 +59,25 @@ _SHIFT32, _SHIFT64 = np.int32(23), np.int64(52)
 
 def _exp32(x):
     vanishes = x < _LOWEST32
-    x = _LOWEST32 if vanishes else x
+    x = where(vanishes, _LOWEST32, x)
     rounded = x * _LOG2E32 + _ROUND32
     k = rounded - _ROUND32
     r = (x - k * _HIGH32) - k * _LOW32
     q = ((((_A7 * r + _A6) * r + _A5) * r + _A4) * r + _A3) * r + _A2
-    result = float_of(np.int32(bits_of(q * (r * r) + r + _ONE32) + (bits_of(rounded) << _SHIFT32)))
-    return _ZERO32 if vanishes else result
+    result = float_of(bits_of(q * (r * r) + r + _ONE32) + (bits_of(rounded) << _SHIFT32))
+    return where(vanishes, _ZERO32, result)
 
 
 def _exp64(x):
     vanishes = x < _LOWEST64
-    x = _LOWEST64 if vanishes else x
+    x = where(vanishes, _LOWEST64, x)
     rounded = x * _LOG2E64 + _ROUND64
     k = rounded - _ROUND64
     r = (x - k * _HIGH64) - k * _LOW64
     q = ((((_B13 * r + _B12) * r + _B11) * r + _B10) * r + _B9) * r + _B8
     q = (((((q * r + _B7) * r + _B6) * r + _B5) * r + _B4) * r + _B3) * r + _B2
     result = float_of(bits_of(q * (r * r) + r + 1.0) + (bits_of(rounded) << _SHIFT64))
-    return 0.0 if vanishes else result
+    return where(vanishes, 0.0, result)
 
 
 # log(1 + f) = f - f^2 / 2 + f^3 P(f) for -1/3 <= f < 1/3, P fitted by least squares, as in kernels/arithmetic.py.

@@ -12,33 +12,35 @@ import torch
 
 from lal_triton.cpu.compiling import inlined
 from lal_triton.cpu.rows import fill, zeros
+from lal_triton.cpu.vectors import lanes, prefetch
 
 
 @inlined
 def read(x, place, y, labels, border, z):
-    """Row y of the logits, to `z` `[C, border + W + border]`; 0 where the label, of the same columns, is negative."""
+    """Row y of the logits, to `z` `[C, border + W + ...]`; 0 where the label, `[W]`, is negative."""
     first, class_stride, row_stride, column_stride = place
-    width = z.shape[1] - 2 * border
-    inside = labels[border : border + width]
+    width = len(labels)
     zero = z.dtype.type(0)
     for c in range(len(z)):
         out = z[c, border : border + width]
         begin = first + c * class_stride + y * row_stride
         if column_stride == 1:
             row = x[begin : begin + width]
+            for i in range(0, width, lanes(z)):
+                prefetch(x, begin + row_stride + i)
             for i in range(width):
-                out[i] = row[i] if inside[i] >= 0 else zero
+                out[i] = row[i] if labels[i] >= 0 else zero
         else:
             for i in range(width):
-                out[i] = x[begin + i * column_stride] if inside[i] >= 0 else zero
+                out[i] = x[begin + i * column_stride] if labels[i] >= 0 else zero
 
 
 @inlined
 def write(gradient, place, y, labels, dz):
-    """Row y of the gradient, `[C, W]`; 0 where the label is negative, whatever stands in the window."""
+    """Row y of the gradient, `[C, W, ...]`; 0 where the label is negative, whatever stands in the window."""
     zero = dz.dtype.type(0)
     first, class_stride, row_stride, column_stride = place
-    width = dz.shape[1]
+    width = len(labels)
     for c in range(len(dz)):
         row = dz[c]
         begin = first + c * class_stride + y * row_stride
@@ -95,14 +97,13 @@ def interpolate(x, place, tables, between, y, labels, border, z):
             expand(x, place, row, tables, between.line, between.expanded[row % 2])
     upper = min(low + 1, tables.height - 1)
     below, above = between.expanded[low % 2], between.expanded[upper % 2]
-    width = below.shape[1]
-    inside = labels[border : border + width]
+    width = len(labels)
     fraction = tables.row_fraction[y]
     zero, rest = z.dtype.type(0), z.dtype.type(1) - fraction
     for c in range(len(z)):
         a, b, out = below[c], above[c], z[c, border : border + width]
         for i in range(width):
-            out[i] = rest * a[i] + fraction * b[i] if inside[i] >= 0 else zero
+            out[i] = rest * a[i] + fraction * b[i] if labels[i] >= 0 else zero
 
 
 @inlined
@@ -125,7 +126,7 @@ def expand(x, place, row, tables, line, out):
 
 @inlined
 def spread(dz, tables, between, y, labels, gradient):
-    """Adds row y of the gradient, `[C, W]`, to its two low-resolution rows: the transpose of `interpolate`."""
+    """Adds row y of the gradient, `[C, W, ...]`, to its two low-resolution rows: the transpose of `interpolate`."""
     low = tables.lower_row[y]
     base, at = between.passed
     zero = dz.dtype.type(0)
@@ -137,7 +138,7 @@ def spread(dz, tables, between, y, labels, gradient):
     fraction = tables.row_fraction[y]
     rest = dz.dtype.type(1) - fraction
     for c in range(len(dz)):
-        row, a, b = dz[c], below[c], above[c]
+        row, a, b = dz[c, : len(labels)], below[c], above[c]
         for i in range(len(row)):
             row[i] = row[i] if labels[i] >= 0 else zero
         for i in range(len(row)):

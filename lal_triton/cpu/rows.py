@@ -25,11 +25,3 @@ def shrink(planes, factor):
         for row in plane:
             for i in range(len(row)):
                 row[i] *= factor
-
-
-@inlined
-def copy(rows, out):
-    for c in range(len(out)):
-        row, line = rows[c], out[c]
-        for i in range(len(line)):
-            line[i] = row[i]

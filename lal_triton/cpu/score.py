@@ -1,48 +1,39 @@
 # mypy: ignore-errors
-"""Standard scores of a row of pixels, and the way back: classes are rows, pixels columns, of every array here."""
+"""Standard scores of pixels, and the way back: classes are rows, pixels columns, of every array here."""
 
 import numpy as np
 
 from lal_triton.cpu.compiling import inlined
+from lal_triton.cpu.vectors import broadcast, every, load, sqrt, store
 
 LARGE = 2.0**40  # squares of logits beyond may overflow in float32
 
 
 @inlined
-def score(z, first, mean, variance, rstd, eps):
-    """Logits `z` `[C, W]` become (z - mean) / sqrt(variance + eps), and `rstd` `[W]` 1 / sqrt(variance + eps).
+def score(z, i, rstd, eps):
+    """Logits `z` `[C, W]` of the columns from i on become (z - mean) / sqrt(variance + eps); `rstd` the last factor.
 
     The differences to the first class are what is averaged: a large common offset of the logits does not round them.
+
+    Returns whether all of the variances are finite.
     """
-    classes, width = z.shape
-    one = z.dtype.type(1)
-    share = one / z.dtype.type(classes)
-    for i in range(width):
-        first[i] = z[0, i]
-    mean[:] = 0
-    variance[:] = 0
+    classes = len(z)
+    share = z.dtype.type(1) / z.dtype.type(classes)
+    first = load(z[0], i, z)
+    mean = broadcast(0, z)
+    for c in range(1, classes):
+        mean += load(z[c], i, z) - first
+    mean *= share
+    variance = broadcast(0, z)
     for c in range(classes):
-        row = z[c]
-        for i in range(width):
-            mean[i] += row[i] - first[i]
-    for i in range(width):
-        mean[i] *= share
+        centred = (load(z[c], i, z) - first) - mean
+        store(z[c], i, centred)
+        variance += centred * centred
+    factor = broadcast(1, z) / sqrt(variance * share + eps)
     for c in range(classes):
-        row = z[c]
-        for i in range(width):
-            row[i] = (row[i] - first[i]) - mean[i]
-        for i in range(width):
-            variance[i] += row[i] * row[i]
-    finite = True
-    for i in range(width):
-        rstd[i] = one / np.sqrt(variance[i] * share + eps)
-    for i in range(width):
-        finite &= variance[i] - variance[i] == 0
-    for c in range(classes):
-        row = z[c]
-        for i in range(width):
-            row[i] *= rstd[i]
-    return finite
+        store(z[c], i, load(z[c], i, z) * factor)
+    store(rstd, i, factor)
+    return every(variance - variance == 0)
 
 
 @inlined
@@ -75,27 +66,20 @@ def score_large(z, rstd, i, eps):
 
 
 @inlined
-def unscore(dz, z, rstd, border, mean, product):
+def unscore(dz, z, rstd, border, i):
     """The gradient of the logits from that of their scores, rstd (dz - mean(dz) - z mean(dz z)), in place.
 
-    `z` and `rstd` have a border of columns on both sides.
+    Of the columns from i on; `z` and `rstd` have a border of columns on both sides.
     """
-    classes, width = dz.shape
+    classes = len(dz)
     share = dz.dtype.type(1) / dz.dtype.type(classes)
-    rstd = rstd[border : border + width]
-    mean[:width] = 0
-    product[:width] = 0
+    mean, product = broadcast(0, dz), broadcast(0, dz)
     for c in range(classes):
-        row, score = dz[c], z[c, border : border + width]
-        for i in range(width):
-            mean[i] += row[i]
-        for i in range(width):
-            product[i] += row[i] * score[i]
-    for i in range(width):
-        mean[i] *= share
-    for i in range(width):
-        product[i] *= share
+        slope = load(dz[c], i, dz)
+        mean += slope
+        product += slope * load(z[c], border + i, dz)
+    mean *= share
+    product *= share
+    factor = load(rstd, border + i, dz)
     for c in range(classes):
-        row, score = dz[c], z[c, border : border + width]
-        for i in range(width):
-            row[i] = rstd[i] * (row[i] - mean[i] - score[i] * product[i])
+        store(dz[c], i, factor * (load(dz[c], i, dz) - mean - load(z[c], border + i, dz) * product))

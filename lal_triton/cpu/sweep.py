@@ -12,11 +12,12 @@ import torch
 
 from lal_triton.cpu import logits
 from lal_triton.cpu.compiling import compiled, inlined
-from lal_triton.cpu.cost import COEFFICIENT, LOSS, PLANES, cost, cost_gradient
+from lal_triton.cpu.cost import COEFFICIENT, LOSS, PLANES, cost, differentiate, exponentiate, sum_of
 from lal_triton.cpu.powers import largest_loss, weigh
-from lal_triton.cpu.rows import copy, fill, shrink, zeros
+from lal_triton.cpu.rows import fill, shrink, zeros
 from lal_triton.cpu.score import score, score_large, unscore
-from lal_triton.cpu.window import BLOCK, Taps, find_taps, make_taps, merge
+from lal_triton.cpu.vectors import BYTES, broadcast, lanes, load
+from lal_triton.cpu.window import Taps, find_taps, make_taps, merge
 from lal_triton.labels import VOID
 
 
@@ -44,31 +45,29 @@ class Rings(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Of a thread, for one band after the other."""
+    """Of a thread, for one band after the other. W is rounded up to whole vectors."""
 
     rings: Rings
     taps: Taps
-    boxes: np.ndarray  # [K // 2 + 1, ...]
     f: np.ndarray  # [C, W], the merged logits of a row, or the gradient of its logits
     planes: np.ndarray  # [PLANES, W]
     inverse_xi: np.ndarray  # [W]
-    spare: np.ndarray  # [3, border + W + border]
     between: logits.Between | None
 
 
 def make_workspace(window, tables, classes, width, dtype):
     rows, border = window.rows, window.columns // 2
-    across = width + 2 * border
+    vector = BYTES // dtype.itemsize
+    whole = -(-width // vector) * vector
+    across = whole + 2 * border
     labels = zeros(torch.int32, rows, across)
     labels[:] = VOID
     return Workspace(
         Rings(labels, *(zeros(dtype, rows, *of, across) for of in ((classes,), (), (classes,)))),
-        make_taps(window, width, dtype),
-        zeros(dtype, rows // 2 + 1, BLOCK + 2 * border),
-        zeros(dtype, classes, width),
-        zeros(dtype, PLANES, width),
-        zeros(dtype, width),
-        zeros(dtype, 3, across),
+        make_taps(window, whole, dtype),
+        zeros(dtype, classes, whole),
+        zeros(dtype, PLANES, whole),
+        zeros(dtype, whole),
         None if tables is None else logits.make_between(tables, classes, width, dtype),
     )
 
@@ -83,22 +82,24 @@ def enter(x, place, tables, between, y, labels, border, z):
 
 
 @inlined
-def lose(rings, m, window, taps, boxes, class_weight, settings, f, inverse_xi, planes):
+def standardise(z, rstd, border, eps):
+    """Whether all went well: where squares of the logits overflowed, none of z holds."""
+    finite = True
+    for i in range(border, z.shape[1] - border, lanes(z)):
+        finite &= score(z, i, rstd, eps)
+    return finite
+
+
+@inlined
+def lose(rings, m, window, taps, class_weight, settings, f, inverse_xi, planes, width):
     """The losses of row m, whose window is complete."""
-    width, border = f.shape[1], window.columns // 2
-    if len(window.weights) == 1:
-        for i in range(width):
-            inverse_xi[i] = window.weights[0] / window.counted[0]
-        copy(rings.scores[0], f)
-    else:
-        find_taps(rings.labels, m, window, taps, inverse_xi)
-        at = m % len(taps.weights)
-        merge(rings.scores, m, window, taps.weights[at], taps.plain[at], boxes, f)
-    for c in range(len(f)):
-        row = f[c]
-        for i in range(width):
-            row[i] *= inverse_xi[i]
-    cost(f, rings.labels[m % window.rows, border : border + width], class_weight, settings, planes)
+    border, labels = window.columns // 2, rings.labels[m % window.rows]
+    find_taps(rings.labels, m, window, taps, inverse_xi)
+    weights = taps.weights[m % len(taps.weights)]
+    for i in range(0, f.shape[1], lanes(f)):
+        merge(rings.scores, m, window, weights, i, load(inverse_xi, i, f), f)
+        exponentiate(f, i, labels, border, class_weight, settings, planes)
+    cost(labels[border : border + width], class_weight, settings, planes)
 
 
 @compiled
@@ -131,12 +132,12 @@ def sweep(
 
     Returns the last scale, and the sum of omega (L / scale)^p.
     """
-    rings, taps, boxes, f, planes, inverse_xi, spare, between = workspace
+    rings, taps, f, planes, inverse_xi, between = workspace
     height, width = labels.shape
     real = class_weight.dtype.type
     one = real(1)
     up, border = window.rows // 2, window.columns // 2
-    derive = gradient.size > 0
+    derive, whole = gradient.size > 0, sum_of(class_weight)
     back = up if derive else 0
     if tables is not None:
         logits.begin(tables, between, first)
@@ -147,10 +148,10 @@ def sweep(
         if 0 <= y < height:
             for i in range(width):
                 row[border + i] = labels[y, i]
-            enter(x, place, tables, between, y, row, border, z)
-            if settings.normalize and not score(z, spare[0], spare[1], spare[2], rstd, settings.eps):
-                enter(x, place, tables, between, y, row, border, z)
-                for i in range(width + 2 * border):
+            enter(x, place, tables, between, y, labels[y], border, z)
+            if settings.normalize and not standardise(z, rstd, border, settings.eps):
+                enter(x, place, tables, between, y, labels[y], border, z)
+                for i in range(border, border + width):
                     score_large(z, rstd, i, settings.eps)
         else:
             for i in range(len(row)):
@@ -161,7 +162,7 @@ def sweep(
         if first - back <= m < last + back:
             slope = rings.slopes[m % window.rows]
             if 0 <= m < height:
-                lose(rings, m, window, taps, boxes, class_weight, settings, f, inverse_xi, planes)
+                lose(rings, m, window, taps, class_weight, settings, f, inverse_xi, planes, width)
                 if losses.size > 0 and first <= m < last:
                     for i in range(width):
                         losses[m, i] = planes[LOSS, i]
@@ -182,21 +183,20 @@ def sweep(
                 if derive:
                     for i in range(width):
                         planes[COEFFICIENT, i] *= inverse_xi[i]
-                    own = rings.labels[m % window.rows, border : border + width]
-                    cost_gradient(f, own, class_weight, settings.smoothing, planes, slope, border)
+                    own = rings.labels[m % window.rows]
+                    for i in range(0, f.shape[1], lanes(f)):
+                        differentiate(f, i, own, border, class_weight, settings.smoothing, whole, planes, slope)
             else:
                 fill(slope, real(0))
 
         o = m - up  # the row whose gradient is complete
         if derive and first <= o < last:
-            if len(window.weights) == 1:
-                copy(slope, f)
-            else:
-                at = o % len(taps.weights)
-                merge(rings.slopes, o, window, taps.mirrored[at], taps.plain[at], boxes, f)
-            if settings.normalize:
-                o_rstd, o_z = rings.rstds[o % window.rows], rings.scores[o % window.rows]
-                unscore(f, o_z, o_rstd, border, spare[0], spare[1])
+            weights = taps.mirrored[o % len(taps.weights)]
+            o_rstd, o_z = rings.rstds[o % window.rows], rings.scores[o % window.rows]
+            for i in range(0, f.shape[1], lanes(f)):
+                merge(rings.slopes, o, window, weights, i, broadcast(1, f), f)
+                if settings.normalize:
+                    unscore(f, o_z, o_rstd, border, i)
             if tables is None:
                 logits.write(gradient, target, o, labels[o], f)
                 scales[o] = scale
