@@ -6,7 +6,6 @@ power_norms    each image's power norm; its forward can make the gradient too, u
 scale_rows     that gradient times those factors
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,15 +37,8 @@ library.define("scale_rows(Tensor gradient, Tensor factor, ScalarType dtype) -> 
 
 
 def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The op, whose implementation runs without autocast, and whose batches under vmap are walked one by one."""
-
-    @functools.wraps(implementation)
-    def run(*arguments: Any) -> Any:
-        device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
-        with torch.autocast(device, enabled=False):
-            return implementation(*arguments)
-
-    library.impl(name, run, "CompositeExplicitAutograd")
+    """The op; its batches under vmap are walked one by one."""
+    library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lal_triton::{name}", fake, lib=library)
     op = getattr(torch.ops.lal_triton, name)
     torch.library.register_vmap(f"lal_triton::{name}", derivatives.map_over_batch(op), lib=library)

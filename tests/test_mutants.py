@@ -65,12 +65,13 @@ def test_an_asymmetric_window_over_one_label(backend):
 @pytest.mark.parametrize("kernel_size", [3, 5, 9])
 @pytest.mark.parametrize("window", ["chessboard", "uniform"])
 @pytest.mark.parametrize("backend", ["cpu"])
-def test_plain_windows(backend, window, kernel_size):
-    """Runs of columns whose windows see one label are merged as boxes; here runs end within them, and between two."""
+def test_runs_of_one_label(backend, window, kernel_size):
+    """150 columns are no whole number of vectors; most of them see one label, some two, and runs end within vectors."""
     logits, target = make_problem((1, 3, 20, 150), labels=3)
     target[:, 4:] = 1
     target[:, 4:, 71:100] = 2
     target[:, 9, 120] = 255
+    target[:, 10, 149] = 2
     assert_matches_reference(logits, target, backend, kernel_size=kernel_size, window=window)
 
 

@@ -13,7 +13,7 @@ from numba.core import config, event
 
 logger = logging.getLogger("lal_triton")
 # A product and a sum may be one instruction; nothing else is assumed. 1 / 0 is infinite.
-OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "_nrt": False}
 inlined = numba.njit(**OPTIONS)
 
 

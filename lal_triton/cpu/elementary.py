@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """exp of vectors and log of numbers as polynomials, by the argument's type; NaN gives NaN.
 
-exp(x), x <= 80: x = k ln 2 + r, |r| <= ln(2) / 2 (Cody and Waite), and k is added to the exponent's bits. Adding a
-number whose last bit is worth 1 rounds k. Results below the smallest normal number are 0.
+exp(x), x <= 80: x = k ln 2 + r, |r| <= ln(2) / 2 (Cody and Waite). Adding a number whose last bit is worth 1 rounds k;
+it holds the bias too, so that its last bits, shifted, are those of 2^k. The least k makes them 0, and the result.
 """
 
 import math
@@ -36,13 +36,13 @@ def _log_of_sum(a, b):
     return _log_of_sum32 if a == types.float32 else _log_of_sum64
 
 
-def _constants(real: type, mantissa: int, lowest: float, high: float, degree: int) -> tuple[Any, ...]:
-    """log2(e), the rounding number, the least x, ln 2 in two parts, and the Taylor coefficients from `degree` on."""
+def _constants(real: type, mantissa: int, bias: int, high: float, degree: int) -> tuple[Any, ...]:
+    """log2(e), the number that rounds, the least x, ln 2 in two parts, and the Taylor coefficients from `degree` on."""
     ln2 = math.log(2) - high if real is np.float32 else 1.42860682030941723212e-6
     values = (
         1 / math.log(2),
-        1.5 * 2.0**mantissa,
-        lowest,
+        1.5 * 2.0**mantissa + bias,
+        -bias * math.log(2),
         high,
         ln2,
         *(1 / math.factorial(n) for n in range(degree, 1, -1)),
@@ -50,34 +50,31 @@ def _constants(real: type, mantissa: int, lowest: float, high: float, degree: in
     return tuple(map(real, values))
 
 
-_LOG2E32, _ROUND32, _LOWEST32, _HIGH32, _LOW32, *_C32 = _constants(np.float32, 23, -87.0, 0.693359375, 7)
-_LOG2E64, _ROUND64, _LOWEST64, _HIGH64, _LOW64, *_C64 = _constants(np.float64, 52, -708.0, 0.693145751953125, 13)
-(_A7, _A6, _A5, _A4, _A3, _A2), _ZERO32, _ONE32 = _C32, np.float32(0), np.float32(1)
+_LOG2E32, _ROUND32, _LOWEST32, _HIGH32, _LOW32, *_C32 = _constants(np.float32, 23, 127, 0.693359375, 7)
+_LOG2E64, _ROUND64, _LOWEST64, _HIGH64, _LOW64, *_C64 = _constants(np.float64, 52, 1023, 0.693145751953125, 13)
+(_A7, _A6, _A5, _A4, _A3, _A2), _ONE32 = _C32, np.float32(1)
 _B13, _B12, _B11, _B10, _B9, _B8, _B7, _B6, _B5, _B4, _B3, _B2 = _C64
 _SHIFT32, _SHIFT64 = np.int32(23), np.int64(52)
 
 
 def _exp32(x):
-    vanishes = x < _LOWEST32
-    x = where(vanishes, _LOWEST32, x)
+    x = where(x < _LOWEST32, _LOWEST32, x)
     rounded = x * _LOG2E32 + _ROUND32
     k = rounded - _ROUND32
     r = (x - k * _HIGH32) - k * _LOW32
-    q = ((((_A7 * r + _A6) * r + _A5) * r + _A4) * r + _A3) * r + _A2
-    result = float_of(bits_of(q * (r * r) + r + _ONE32) + (bits_of(rounded) << _SHIFT32))
-    return where(vanishes, _ZERO32, result)
+    r2 = r * r
+    q = ((_A7 * r + _A6) * r2 + (_A5 * r + _A4)) * r2 + (_A3 * r + _A2)
+    return (q * r2 + r + _ONE32) * float_of(bits_of(rounded) << _SHIFT32)
 
 
 def _exp64(x):
-    vanishes = x < _LOWEST64
-    x = where(vanishes, _LOWEST64, x)
+    x = where(x < _LOWEST64, _LOWEST64, x)
     rounded = x * _LOG2E64 + _ROUND64
     k = rounded - _ROUND64
     r = (x - k * _HIGH64) - k * _LOW64
     q = ((((_B13 * r + _B12) * r + _B11) * r + _B10) * r + _B9) * r + _B8
     q = (((((q * r + _B7) * r + _B6) * r + _B5) * r + _B4) * r + _B3) * r + _B2
-    result = float_of(bits_of(q * (r * r) + r + 1.0) + (bits_of(rounded) << _SHIFT64))
-    return where(vanishes, 0.0, result)
+    return (q * (r * r) + r + 1.0) * float_of(bits_of(rounded) << _SHIFT64)
 
 
 # log(1 + f) = f - f^2 / 2 + f^3 P(f) for -1/3 <= f < 1/3, P fitted by least squares, as in kernels/arithmetic.py.

@@ -12,7 +12,7 @@ import torch
 
 from lal_triton.cpu.compiling import inlined
 from lal_triton.cpu.rows import fill, zeros
-from lal_triton.cpu.vectors import lanes, prefetch
+from lal_triton.cpu.vectors import broadcast, lanes, load, prefetch, store, where
 
 
 @inlined
@@ -89,7 +89,7 @@ def begin(tables, between, first):
 
 @inlined
 def interpolate(x, place, tables, between, y, labels, border, z):
-    """Row y of the interpolated logits, as `read` gives it; x is contiguous in its columns."""
+    """Row y of the interpolated logits, as `read` gives it, of labels with a border; x is contiguous in its columns."""
     low = tables.lower_row[y]
     for row in range(low, min(low + 2, tables.height)):
         if between.held[row % 2] != row:
@@ -97,13 +97,13 @@ def interpolate(x, place, tables, between, y, labels, border, z):
             expand(x, place, row, tables, between.line, between.expanded[row % 2])
     upper = min(low + 1, tables.height - 1)
     below, above = between.expanded[low % 2], between.expanded[upper % 2]
-    width = len(labels)
     fraction = tables.row_fraction[y]
-    zero, rest = z.dtype.type(0), z.dtype.type(1) - fraction
+    rest = z.dtype.type(1) - fraction
     for c in range(len(z)):
-        a, b, out = below[c], above[c], z[c, border : border + width]
-        for i in range(width):
-            out[i] = rest * a[i] + fraction * b[i] if labels[i] >= 0 else zero
+        for i in range(0, below.shape[1], lanes(z)):
+            inside = load(labels, border + i, z) >= 0
+            mixed = rest * load(below[c], i, z) + fraction * load(above[c], i, z)
+            store(z[c], border + i, where(inside, mixed, broadcast(0, z)))
 
 
 @inlined
@@ -120,31 +120,33 @@ def expand(x, place, row, tables, line, out):
             line[j] = narrow[j]
         line[width] = line[width - 1]
         wide = out[c]
-        for i in range(len(wide)):
+        for i in range(len(lower)):
             wide[i] = (one - fraction[i]) * line[lower[i]] + fraction[i] * line[lower[i] + 1]
 
 
 @inlined
-def spread(dz, tables, between, y, labels, gradient):
-    """Adds row y of the gradient, `[C, W, ...]`, to its two low-resolution rows: the transpose of `interpolate`."""
+def advance(tables, between, y, gradient):
+    """Makes room for row y of the gradient: brings a sum that the labels have passed to low resolution."""
     low = tables.lower_row[y]
     base, at = between.passed
-    zero = dz.dtype.type(0)
     if low != at:
         contract(between.sums[at % 2], tables, gradient[at - base])
-        fill(between.sums[at % 2], zero)
+        fill(between.sums[at % 2], gradient.dtype.type(0))
         between.passed[1] = low
+
+
+@inlined
+def spread(dz, i, tables, between, y, labels, border):
+    """Adds columns from i on of row y of the gradient to two low-resolution rows: the transpose of `interpolate`."""
+    low = tables.lower_row[y]
     below, above = between.sums[low % 2], between.sums[(low + 1) % 2]
     fraction = tables.row_fraction[y]
     rest = dz.dtype.type(1) - fraction
+    inside = load(labels, border + i, dz) >= 0
     for c in range(len(dz)):
-        row, a, b = dz[c, : len(labels)], below[c], above[c]
-        for i in range(len(row)):
-            row[i] = row[i] if labels[i] >= 0 else zero
-        for i in range(len(row)):
-            a[i] += rest * row[i]
-        for i in range(len(row)):
-            b[i] += fraction * row[i]
+        slope = where(inside, load(dz[c], i, dz), broadcast(0, dz))
+        store(below[c], i, load(below[c], i, dz) + rest * slope)
+        store(above[c], i, load(above[c], i, dz) + fraction * slope)
 
 
 @inlined
@@ -166,7 +168,7 @@ def contract(wide, tables, out):
         i = 0
         for j in range(len(line)):
             here, there = carried, zero
-            while i < len(row) and lower[i] == j:
+            while i < len(lower) and lower[i] == j:
                 here += (one - fraction[i]) * row[i]
                 there += fraction[i] * row[i]
                 i += 1

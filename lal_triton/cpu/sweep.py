@@ -68,15 +68,15 @@ def make_workspace(window, tables, classes, width, dtype):
         zeros(dtype, classes, whole),
         zeros(dtype, PLANES, whole),
         zeros(dtype, whole),
-        None if tables is None else logits.make_between(tables, classes, width, dtype),
+        None if tables is None else logits.make_between(tables, classes, whole, dtype),
     )
 
 
 @inlined
-def enter(x, place, tables, between, y, labels, border, z):
+def enter(x, place, tables, between, y, labels, border, width, z):
     """Row y of the logits at full resolution."""
     if tables is None:
-        logits.read(x, place, y, labels, border, z)
+        logits.read(x, place, y, labels[border : border + width], border, z)
     else:
         logits.interpolate(x, place, tables, between, y, labels, border, z)
 
@@ -148,9 +148,9 @@ def sweep(
         if 0 <= y < height:
             for i in range(width):
                 row[border + i] = labels[y, i]
-            enter(x, place, tables, between, y, labels[y], border, z)
+            enter(x, place, tables, between, y, row, border, width, z)
             if settings.normalize and not standardise(z, rstd, border, settings.eps):
-                enter(x, place, tables, between, y, labels[y], border, z)
+                enter(x, place, tables, between, y, row, border, width, z)
                 for i in range(border, border + width):
                     score_large(z, rstd, i, settings.eps)
         else:
@@ -191,17 +191,19 @@ def sweep(
 
         o = m - up  # the row whose gradient is complete
         if derive and first <= o < last:
-            weights = taps.mirrored[o % len(taps.weights)]
+            weights, own = taps.mirrored[o % len(taps.weights)], rings.labels[o % window.rows]
             o_rstd, o_z = rings.rstds[o % window.rows], rings.scores[o % window.rows]
+            if tables is not None:
+                logits.advance(tables, between, o, gradient)
             for i in range(0, f.shape[1], lanes(f)):
                 merge(rings.slopes, o, window, weights, i, broadcast(1, f), f)
                 if settings.normalize:
                     unscore(f, o_z, o_rstd, border, i)
+                if tables is not None:
+                    logits.spread(f, i, tables, between, o, own, border)
             if tables is None:
                 logits.write(gradient, target, o, labels[o], f)
                 scales[o] = scale
-            else:
-                logits.spread(f, tables, between, o, labels[o], gradient)
     if tables is not None and derive:
         logits.finish(tables, between, gradient)
     return scale, total

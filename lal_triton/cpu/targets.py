@@ -55,6 +55,7 @@ def encode(target, first, last, num_classes, ignore_index, stride, weight, pixel
     zero, one = omega.dtype.type(0), omega.dtype.type(1)
     total, right = 0.0, True
     for y in range(first, last):
+        centred = y % stride == 0
         for i in range(target.shape[1]):
             label = np.int64(target[y, i])
             if label == ignore_index:
@@ -63,7 +64,7 @@ def encode(target, first, last, num_classes, ignore_index, stride, weight, pixel
                 label = INVALID
                 right = False
             labels[y, i] = label
-            value = one if label != VOID and y % stride == 0 and i % stride == 0 else zero
+            value = one if label != VOID and centred and (stride == 1 or i % stride == 0) else zero
             if weight.size > 0 and value > zero:
                 value = weight[max(label, 0)]
             if pixel_weight.size > 0:
