@@ -12,7 +12,8 @@ import numba
 from numba.core import config, event
 
 logger = logging.getLogger("lal_triton")
-# A product and a sum may be one instruction; nothing else is assumed. 1 / 0 is infinite.
+# A product and a sum may be one instruction; nothing else is assumed. 1 / 0 is infinite. No function makes an array, so
+# that none needs to count references ("_nrt").
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "_nrt": False}
 inlined = numba.njit(**OPTIONS)
 
