@@ -43,6 +43,7 @@ class Case(NamedTuple):
     skipped: str | None = None
     upsampling: int = 1
     memory_sweep: bool = False  # one repeat, as memory is what matters
+    beside: int = 0  # busy processes
 
     @property
     def label(self) -> str:
@@ -89,7 +90,17 @@ def plan_full_resolution(settings: Settings) -> list[Case]:
                 cases += [Case(name, None, False, k, *at) for name in ("shift_add", "unfold")]
                 if at_headline:
                     slow.append(Case("shift_add", None, True, k, *at, not_quick))
+    if settings.device.type == "cpu":
+        cases += [
+            case._replace(beside=torch.get_num_threads()) for case in cases if _runs_beside_others(case, settings)
+        ]
     return cases + slow
+
+
+def _runs_beside_others(case: Case, settings: Settings) -> bool:
+    """Cross-entropy and our losses where all kernel sizes are compared, at one of them."""
+    named = case.name in ("cross_entropy", "own_cross_entropy", "lal") and not case.compiled
+    return named and case.size == settings.size and case.kernel_size in (None, settings.sweep_kernel_size)
 
 
 def plan_upsampled(settings: Settings) -> Iterator[Case]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lal_triton.benchmarks import environment, peers
 from lal_triton.benchmarks.capacity import GIB, bytes_needed
 from lal_triton.benchmarks.cases import Case, Settings, plan
+from lal_triton.benchmarks.load import busy_processes
 from lal_triton.benchmarks.memory import peak_bytes
 from lal_triton.benchmarks.network import predict
 from lal_triton.benchmarks.scenes import VOID, Scene, make_batch
@@ -69,6 +70,7 @@ def measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
         "width": case.size,
         "upsampling": case.upsampling,
         "memory_sweep": case.memory_sweep,
+        "beside": case.beside,
         "dtype": str(case.dtype).removeprefix("torch."),
         "logits_bytes": case.full_bytes // case.upsampling**2,
         "full_bytes": case.full_bytes,
@@ -104,7 +106,8 @@ def _measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
     value = loss(logits).item()
     step()  # compiles, where there is something to compile
     peak = peak_bytes(step, settings.device)
-    timings = time_step(loss, logits, effort)
+    with busy_processes(case.beside):
+        timings = time_step(loss, logits, effort)
     return [_row(phase, timings[phase], loss=value, peak_bytes=peak if phase == "step" else None) for phase in PHASES]
 
 

@@ -32,7 +32,7 @@ def format_table(results: dict[str, Any]) -> str:
 
 def _setting(row: Row) -> tuple[Any, ...]:
     sizes = row["batch_size"], row["num_classes"], row["height"], row["width"]
-    return row["dtype"], upsampling(row), row.get("memory_sweep", False), *sizes
+    return row["dtype"], upsampling(row), row.get("memory_sweep", False), row.get("beside", 0), *sizes
 
 
 def upsampling(row: Row) -> int:
@@ -46,6 +46,8 @@ def _format_setting(rows: list[Row]) -> Iterator[str]:
     )
     if upsampling(first) > 1:
         title += f", logits upsampled x {upsampling(first)}"
+    if first.get("beside"):
+        title += f", beside {first['beside']} busy processes"
     copies = [row for row in rows if row["phase"] == "copy" and row["median_ms"]]
     if copies:
         title += f"; a copy of the logits runs at {_rate(copies[0], passes=2):.1f} GB/s"

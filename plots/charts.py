@@ -86,7 +86,8 @@ def draw(results: Path, output: Path) -> list[Path]:
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{results} is not a results file of `lal-triton bench`") from None
     every_step = [row for row in rows if row["phase"] == "step"]
-    steps = [row for row in every_step if row.get("upsampling", 1) == 1 and not row["skipped"]]
+    full = [row for row in every_step if row.get("upsampling", 1) == 1]
+    steps = [row for row in full if not row["skipped"] and not row.get("beside")]
     small = [row for row in every_step if row.get("upsampling", 1) > 1]
     written = []
     for chart in CHARTS:

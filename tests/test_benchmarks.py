@@ -25,6 +25,7 @@ from lal_triton.benchmarks import (
     cases,
     environment,
     gpu,
+    load,
     memory,
     network,
     overhead,
@@ -275,7 +276,7 @@ def test_a_run_records_every_case_and_phase(results):
     assert {"device", "cpu", "cores", "torch", "triton", "numpy", "numba", "python", "commit", "date"} <= set(
         data["environment"]
     )
-    keys = ("name", "backend", "compiled", "kernel_size", "height", "dtype", "phase")
+    keys = ("name", "backend", "compiled", "kernel_size", "height", "dtype", "phase", "beside")
     rows = {tuple(row[key] for key in keys): row for row in data["rows"]}
     assert len(rows) == len(data["rows"])
     planned = cases.plan(tiny_settings())
@@ -288,7 +289,7 @@ def test_a_run_records_every_case_and_phase(results):
 
 def test_a_run_computes_the_same_loss_in_every_implementation(results):
     rows = [row for row in json.loads(results.read_text())["rows"] if row["kernel_size"] and row["loss"]]
-    assert len(rows) == 3 * 3 * 3  # implementations, cases, phases
+    assert len(rows) == (3 * 3 + 1) * 3  # implementations and cases, ours beside busy processes; phases
     for row in rows:
         alike = [r["loss"] for r in rows if (r["kernel_size"], r["height"]) == (row["kernel_size"], row["height"])]
         assert alike == pytest.approx([row["loss"]] * len(alike), rel=1e-5)
@@ -309,8 +310,23 @@ def test_the_table_shows_every_loss_within_120_columns(results):
     data = json.loads(results.read_text())
     text = table.format_table(data)
     assert max(map(len, text.splitlines())) <= 120
-    assert text.count("lal_triton (cpu)") == 3
+    assert text.count("lal_triton (cpu)") == 4
+    beside = text.split(f"beside {torch.get_num_threads()} busy processes")[1]
+    assert [beside.count(name) for name in ("F.cross_entropy ", "lal_triton CE (cpu)", "lal_triton (cpu)")] == [1, 1, 1]
     assert text.count("skipped: RuntimeError: No working C++ compiler found") == 1
+
+
+def test_busy_processes_run_until_the_block_ends():
+    with load.busy_processes(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+        before = os.times().children_user
+        time.sleep(0.5)
+    assert all(process.poll() is not None for process in processes)
+    assert os.times().children_user > before
+
+
+def test_a_gpu_is_not_measured_beside_busy_processes():
+    assert {case.beside for case in cases.plan(tiny_settings(device=torch.device("cuda")))} == {0}
 
 
 def test_cases_that_take_long_to_compile_come_last():
@@ -338,7 +354,7 @@ def test_plots_leave_out_what_was_skipped(results):
     from lal_triton.plots import charts
 
     data = json.loads(results.read_text())
-    steps = [row for row in data["rows"] if row["phase"] == "step" and not row["skipped"]]
+    steps = [row for row in data["rows"] if row["phase"] == "step" and not (row["skipped"] or row["beside"])]
     figure = charts.draw_chart(charts.CHARTS[0], charts.comparable(steps, "kernel_size"), data["environment"])
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert set(lines) == {"LAL by F.unfold", "LAL by shift-and-add", "lal_triton (cpu)", "F.cross_entropy"}
