@@ -10,6 +10,7 @@ window.py     the label-masked window
 cost.py       the local cost of a pixel
 powers.py     what the Minkowski mean makes of a row of losses
 elementary.py exp and log
+vectors.py    columns side by side as one value, which the stages compute with
 rows.py       loops over rows
 bands.py      which rows are a band
 compiling.py  where compiled functions are kept
