@@ -364,8 +364,8 @@ MUTATIONS = [
     Mutation(
         "labels not compared",
         "lal_triton/cpu/window.py",
-        "store(out[t], i, where(same, weights[t], broadcast(0, out)))",
-        "store(out[t], i, broadcast(weights[t], out))",
+        "store(weights[t], i, where(same, window.weights[t], zero))",
+        "store(weights[t], i, broadcast(window.weights[t], inverse_xi))",
         CPU,
     ),
     Mutation(
@@ -378,8 +378,8 @@ MUTATIONS = [
     Mutation(
         "rows do not wrap in the ring",
         "lal_triton/cpu/window.py",
-        "ring[at - window.rows if at >= window.rows else at]",
-        "ring[min(at, window.rows - 1)]",
+        "return at - window.rows if at >= window.rows else at",
+        "return min(at, window.rows - 1)",
         CPU,
     ),
     Mutation(

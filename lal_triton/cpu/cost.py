@@ -11,14 +11,13 @@ OWN, OTHERS, ODDS, LOSS, SLOPE, COEFFICIENT, LINEAR = range(PLANES)
 
 @inlined
 def exponentiate(f, i, labels, border, weight, settings, planes):
-    """The columns of f from i on become exp(f_c - shift), with 0 at the label's class; fills four of the planes.
+    """Columns i to i + lanes of f become exp(f_c - shift), with 0 at the label's class; fills four of the planes.
 
     The shift is the label's own logit where `bounded`, else the largest. own: f_y - shift; others: the sum of what f
     becomes; odds: exp(own); linear, with label smoothing: sum_c weight_c (f_c - shift).
     """
     classes = len(f)
     label = load(labels, border + i, f)
-    label = where(label < 0, 0, label)
     own = load(f[0], i, f)
     for c in range(1, classes):
         own = where(label == c, load(f[c], i, f), own)
@@ -51,8 +50,11 @@ def clamp(x, low):
 
 
 @inlined
-def cost(labels, weight, settings, planes):
-    """The losses and their slopes, dL/df = slope (softmax - onehot) + smoothing / C (sum(weight) softmax - weight)."""
+def cost(labels, weight, whole, settings, planes):
+    """The losses and their slopes, dL/df = slope (softmax - onehot) + smoothing / C (whole softmax - weight).
+
+    labels: `[W]`; weight: `[C]`, with the sum `whole`.
+    """
     real = planes.dtype.type
     zero, one = real(0), real(1)
     smoothing = settings.smoothing
@@ -73,7 +75,6 @@ def cost(labels, weight, settings, planes):
         slope[i] = (one - smoothing) * weight[max(labels[i], 0)]
     if smoothing > zero:
         share, linear = smoothing / real(len(weight)), planes[LINEAR]
-        whole = sum_of(weight)
         for i in range(len(losses)):
             losses[i] = clamp(slope[i] * losses[i] + share * (whole * (losses[i] + own[i]) - linear[i]), zero)
     else:
@@ -96,7 +97,6 @@ def differentiate(f, i, labels, border, weight, smoothing, whole, planes, g):
     whole: the sum of the class weights.
     """
     label = load(labels, border + i, f)
-    label = where(label < 0, 0, label)
     others, coefficient = load(planes[OTHERS], i, f), load(planes[COEFFICIENT], i, f)
     share = smoothing / f.dtype.type(len(f))
     scale = coefficient * (load(planes[SLOPE], i, f) + share * whole) / (others + load(planes[ODDS], i, f))

@@ -83,7 +83,7 @@ def enter(x, place, tables, between, y, labels, border, width, z):
 
 @inlined
 def standardise(z, rstd, border, eps):
-    """Whether all went well: where squares of the logits overflowed, none of z holds."""
+    """Scores a row of logits z in place, and returns whether every variance is finite: if not, z must be read again."""
     finite = True
     for i in range(border, z.shape[1] - border, lanes(z)):
         finite &= score(z, i, rstd, eps)
@@ -91,7 +91,7 @@ def standardise(z, rstd, border, eps):
 
 
 @inlined
-def lose(rings, m, window, taps, class_weight, settings, f, inverse_xi, planes, width):
+def lose(rings, m, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width):
     """The losses of row m, whose window is complete."""
     border, labels = window.columns // 2, rings.labels[m % window.rows]
     find_taps(rings.labels, m, window, taps, inverse_xi)
@@ -99,7 +99,7 @@ def lose(rings, m, window, taps, class_weight, settings, f, inverse_xi, planes, 
     for i in range(0, f.shape[1], lanes(f)):
         merge(rings.scores, m, window, weights, i, load(inverse_xi, i, f), f)
         exponentiate(f, i, labels, border, class_weight, settings, planes)
-    cost(labels[border : border + width], class_weight, settings, planes)
+    cost(labels[border : border + width], class_weight, whole, settings, planes)
 
 
 @compiled
@@ -162,7 +162,7 @@ def sweep(
         if first - back <= m < last + back:
             slope = rings.slopes[m % window.rows]
             if 0 <= m < height:
-                lose(rings, m, window, taps, class_weight, settings, f, inverse_xi, planes, width)
+                lose(rings, m, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width)
                 if losses.size > 0 and first <= m < last:
                     for i in range(width):
                         losses[m, i] = planes[LOSS, i]

@@ -65,7 +65,7 @@ def _operator(function: Any, emit: Callable[..., Any], compares: bool = False) -
     class Template(AbstractTemplate):
         def generic(self, args: tuple[types.Type, ...], kws: dict[str, types.Type]) -> Any:
             vector = _vector_among(args)
-            if vector is None or len(args) != 2:
+            if vector is None:
                 return None
             return signature(vector.of(types.boolean) if compares else vector, *args)
 

@@ -38,30 +38,35 @@ def make_taps(window, width, dtype):
 
 
 @inlined
-def find_taps(labels, m, window, taps, inverse_xi):
-    """Sets the taps of row m from a ring of rows of labels, and 1 / xi."""
-    at = m % len(taps.weights)
-    weigh_taps(labels, m, window, window.weights, taps.weights[at], inverse_xi)
-    if not window.symmetric:
-        weigh_taps(labels, m, window, window.mirrored, taps.mirrored[at], inverse_xi)
+def wrap(at, window):
+    """The place of a row in its ring, of `at` below twice the ring's length: a division would take longer."""
+    return at - window.rows if at >= window.rows else at
 
 
 @inlined
-def weigh_taps(labels, m, window, weights, out, inverse_xi):
-    """`out[t, i]` = mu(p, q) w_t for pixel p of column i and q its neighbour at tap t; each such q is counted in xi."""
+def find_taps(labels, m, window, taps, inverse_xi):
+    """Sets the taps of row m from a ring of rows of labels, and 1 / xi.
+
+    The weight of tap t is mu(p, q) w_t for pixel p of a column and q its neighbour at t; xi counts each such q.
+    """
+    at, top = m % len(taps.weights), (m - window.rows // 2) % window.rows
+    weights, mirrored = taps.weights[at], taps.mirrored[at]
     own = labels[m % window.rows]
-    for i in range(0, len(inverse_xi), lanes(out)):
-        mine = load(own, i + window.columns // 2, out)
-        xi = broadcast(0, out)
+    for i in range(0, len(inverse_xi), lanes(inverse_xi)):
+        mine = load(own, i + window.columns // 2, inverse_xi)
+        zero = broadcast(0, inverse_xi)
+        xi = zero
         t = 0
         for k in range(window.rows):
-            row = labels[(m - window.rows // 2 + k) % window.rows]
+            row = labels[wrap(top + k, window)]
             for j in range(i, i + window.columns):
-                same = load(row, j, out) == mine
-                store(out[t], i, where(same, weights[t], broadcast(0, out)))
-                xi += where(same, window.counted[t], broadcast(0, out))
+                same = load(row, j, inverse_xi) == mine
+                store(weights[t], i, where(same, window.weights[t], zero))
+                if not window.symmetric:
+                    store(mirrored[t], i, where(same, window.mirrored[t], zero))
+                xi += where(same, window.counted[t], zero)
                 t += 1
-        store(inverse_xi, i, broadcast(1, out) / xi)
+        store(inverse_xi, i, broadcast(1, inverse_xi) / xi)
 
 
 @inlined
@@ -77,8 +82,7 @@ def merge(ring, m, window, weights, i, factor, out):
         sum_b, sum_c, sum_d = sum_a, sum_a, sum_a
         t = 0
         for k in range(window.rows):
-            at = top + k
-            row = ring[at - window.rows if at >= window.rows else at]
+            row = ring[wrap(top + k, window)]
             row_a, row_b, row_c, row_d = row[a], row[b], row[c], row[d]
             for j in range(i, i + window.columns):
                 w = load(weights[t], i, out)
