@@ -64,10 +64,14 @@ def test_an_asymmetric_window_over_one_label(backend):
 
 @pytest.mark.parametrize("kernel_size", [3, 5, 9])
 @pytest.mark.parametrize("window", ["chessboard", "uniform"])
+@pytest.mark.parametrize("classes", [3, 6])
 @pytest.mark.parametrize("backend", ["cpu"])
-def test_runs_of_one_label(backend, window, kernel_size):
-    """150 columns are no whole number of vectors; most of them see one label, some two, and runs end within vectors."""
-    logits, target = make_problem((1, 3, 20, 150), labels=3)
+def test_runs_of_one_label(backend, classes, window, kernel_size):
+    """150 columns are no whole number of vectors; most of them see one label, some two, and runs end within vectors.
+
+    Nor are the classes a multiple of the four that are merged together.
+    """
+    logits, target = make_problem((1, classes, 20, 150), labels=3)
     target[:, 4:] = 1
     target[:, 4:, 71:100] = 2
     target[:, 9, 120] = 255
