@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lal_triton.dispatch import constant_in_graphs
 
@@ -69,6 +70,16 @@ def first_derivative(gradient: Callable[[], Tensor], *sources: Tensor | None) ->
     return _FirstDerivative.apply(value, *(source for source in sources if source is not None))
 
 
+def backward_is_last(gradient: Tensor | None) -> bool:
+    """Whether the backward that runs is the last that reads its saved tensors, and may write over them."""
+    return (
+        type(gradient) is Tensor
+        and not is_in_torch_dispatch_mode()  # of a tracer, whose graph may be run again
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+    )
+
+
 def transformable(op: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
     """The op as a function that torch.func differentiates, by what torch.library.register_autograd takes."""
 
@@ -80,9 +91,7 @@ def transformable(op: Callable[..., Any], setup_context: Callable[..., None], ba
     Transformable.backward = staticmethod(backward)  # type: ignore[assignment, method-assign]
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-            return op(*arguments)
-        return Transformable.apply(*arguments)
+        return op(*arguments) if torch.compiler.is_compiling() else Transformable.apply(*arguments)
 
     return call
 

@@ -45,10 +45,15 @@ def register(name: str, implementation: Callable[..., Any], fake: Callable[..., 
     return op
 
 
-def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
-    """The differentiable op."""
+def register_autograd(
+    name: str,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    eager_backward: Callable[..., Any] | None = None,
+) -> Any:
+    """The differentiable op; `eager_backward`, if another, is that of calls that no compiler traces."""
     torch.library.register_autograd(f"lal_triton::{name}", backward, setup_context=setup_context, lib=library)
-    return derivatives.transformable(getattr(torch.ops.lal_triton, name), setup_context, backward)
+    return derivatives.transformable(getattr(torch.ops.lal_triton, name), setup_context, eager_backward or backward)
 
 
 def prepare(
@@ -156,7 +161,9 @@ def _power_norms_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
 def scale_rows(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     from lal_triton.cpu import scaling
 
-    return scaling.scale_rows(gradient, factor, dtype)
+    out = torch.empty_like(gradient)
+    scaling.scale_rows(gradient, factor, out)
+    return out.to(dtype)
 
 
 def _scale_rows_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -170,16 +177,28 @@ def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.set_materialize_grads(False)  # zeros for the other outputs would be of the logits' size
 
 
-def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any, last: bool = False) -> tuple[Tensor | None, ...]:
+    """With `last` nothing else will read the saved gradient: its factors are multiplied into it, in no more memory."""
     none = [None] * (ctx.num_inputs - 1)
     if gradient is None:
         return None, *none
     unscaled, factor, origin = ctx.saved_tensors
 
     def of_logits() -> Tensor:
-        return torch.ops.lal_triton.scale_rows(unscaled, factor * gradient[:, None], ctx.dtype)
+        factors = factor * gradient[:, None]
+        if not last:
+            return torch.ops.lal_triton.scale_rows(unscaled, factors, ctx.dtype)
+        from lal_triton.cpu import scaling
+
+        scaling.scale_rows(unscaled, factors, unscaled)
+        return unscaled.to(ctx.dtype)
 
     return derivatives.first_derivative(of_logits, gradient, origin), *none
+
+
+def _power_norms_eager_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    """Of a call whose norms alone are kept."""
+    return _power_norms_autograd(ctx, gradient, last=derivatives.backward_is_last(gradient))
 
 
 register("prepare", prepare, _prepare_fake)
@@ -188,4 +207,6 @@ register("local_loss_backward", local_loss_backward, _local_loss_backward_fake)
 register("power_norms", power_norms, _power_norms_fake)
 register("scale_rows", scale_rows, _scale_rows_fake)
 differentiable_local_loss = register_autograd("local_loss", _save_local_loss, _local_loss_autograd)
-differentiable_power_norms = register_autograd("power_norms", _save_power_norms, _power_norms_autograd)
+differentiable_power_norms = register_autograd(
+    "power_norms", _save_power_norms, _power_norms_autograd, _power_norms_eager_autograd
+)

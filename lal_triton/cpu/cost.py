@@ -18,29 +18,29 @@ def exponentiate(f, i, labels, border, weight, settings, planes):
     """
     classes = len(f)
     label = load(labels, border + i, f)
-    own = load(f[0], i, f)
+    own = load(f, (0, i), f)
     for c in range(1, classes):
-        own = where(label == c, load(f[c], i, f), own)
+        own = where(label == c, load(f, (c, i), f), own)
     shift = own
     if not settings.bounded:
-        shift = load(f[0], i, f)
+        shift = load(f, (0, i), f)
         for c in range(1, classes):
-            row = load(f[c], i, f)
+            row = load(f, (c, i), f)
             shift = where((row > shift) | (row != row), row, shift)
     if settings.smoothing > 0:
         linear = broadcast(0, f)
         for c in range(classes):
-            linear += weight[c] * (load(f[c], i, f) - shift)
-        store(planes[LINEAR], i, linear)
+            linear += weight[c] * (load(f, (c, i), f) - shift)
+        store(planes, (LINEAR, i), linear)
     others = broadcast(0, f)
     for c in range(classes):
-        row = where(label == c, 0, exp(load(f[c], i, f) - shift))
-        store(f[c], i, row)
+        row = where(label == c, 0, exp(load(f, (c, i), f) - shift))
+        store(f, (c, i), row)
         others += row
     own -= shift
-    store(planes[OWN], i, own)
-    store(planes[OTHERS], i, others)
-    store(planes[ODDS], i, exp(own))
+    store(planes, (OWN, i), own)
+    store(planes, (OTHERS, i), others)
+    store(planes, (ODDS, i), exp(own))
 
 
 @inlined
@@ -97,12 +97,12 @@ def differentiate(f, i, labels, border, weight, smoothing, whole, planes, g):
     whole: the sum of the class weights.
     """
     label = load(labels, border + i, f)
-    others, coefficient = load(planes[OTHERS], i, f), load(planes[COEFFICIENT], i, f)
+    others, coefficient = load(planes, (OTHERS, i), f), load(planes, (COEFFICIENT, i), f)
     share = smoothing / f.dtype.type(len(f))
-    scale = coefficient * (load(planes[SLOPE], i, f) + share * whole) / (others + load(planes[ODDS], i, f))
+    scale = coefficient * (load(planes, (SLOPE, i), f) + share * whole) / (others + load(planes, (ODDS, i), f))
     own = others * scale
     for c in range(len(f)):
-        slope = where(label == c, broadcast(0, f) - own, load(f[c], i, f) * scale)
+        slope = where(label == c, broadcast(0, f) - own, load(f, (c, i), f) * scale)
         if smoothing > 0:
             slope += where(label == c, share * (whole - weight[c]), broadcast(0, f) - share * weight[c]) * coefficient
-        store(g[c], border + i, slope)
+        store(g, (c, border + i), slope)

@@ -2,7 +2,7 @@
 """Where rows of logits come from and where rows of their gradient go: at full resolution, or through an interpolation.
 
 Interpolated rows lie between two low-resolution rows, which are expanded to the labels' columns once. Rows of the
-gradient are summed into two such rows, each of which is brought to low resolution when the labels have passed it.
+gradient are summed into such rows, each of which is brought to low resolution when the labels have passed it.
 """
 
 from typing import NamedTuple
@@ -65,17 +65,17 @@ class Tables(NamedTuple):
 
 
 class Between(NamedTuple):
-    """Low-resolution row i lies at i modulo 2."""
+    """Low-resolution row i lies at i modulo the length."""
 
     expanded: np.ndarray  # [2, C, W]
     held: np.ndarray  # [2], which rows are expanded
     line: np.ndarray  # [w + 1], a row of one class; the last pixel twice
-    sums: np.ndarray  # [2, C, W], of the gradient
-    passed: np.ndarray  # [2], the first row that `gradient` holds, and the row of the sums that the labels are at
+    sums: np.ndarray  # [3, C, W], of the gradient: two rows of the labels lie between three low-resolution rows at most
+    passed: np.ndarray  # [2], the first row that `gradient` holds, and the first of the sums
 
 
 def make_between(tables, classes, width, dtype):
-    expanded, sums = zeros(dtype, 2, classes, width), zeros(dtype, 2, classes, width)
+    expanded, sums = zeros(dtype, 2, classes, width), zeros(dtype, 3, classes, width)
     return Between(expanded, zeros(torch.int64, 2), zeros(dtype, tables.width + 1), sums, zeros(torch.int64, 2))
 
 
@@ -84,7 +84,8 @@ def begin(tables, between, first):
     """`first` is the first row of the labels whose gradient will be added."""
     for i in range(2):
         between.held[i], between.passed[i] = -1, tables.lower_row[first]
-        fill(between.sums[i], between.sums.dtype.type(0))
+    for rows in between.sums:
+        fill(rows, rows.dtype.type(0))
 
 
 @inlined
@@ -102,8 +103,8 @@ def interpolate(x, place, tables, between, y, labels, border, z):
     for c in range(len(z)):
         for i in range(0, below.shape[1], lanes(z)):
             inside = load(labels, border + i, z) >= 0
-            mixed = rest * load(below[c], i, z) + fraction * load(above[c], i, z)
-            store(z[c], border + i, where(inside, mixed, broadcast(0, z)))
+            mixed = rest * load(below, (c, i), z) + fraction * load(above, (c, i), z)
+            store(z, (c, border + i), where(inside, mixed, broadcast(0, z)))
 
 
 @inlined
@@ -125,36 +126,35 @@ def expand(x, place, row, tables, line, out):
 
 
 @inlined
-def advance(tables, between, y, gradient):
-    """Makes room for row y of the gradient: brings a sum that the labels have passed to low resolution."""
-    low = tables.lower_row[y]
-    base, at = between.passed
-    if low != at:
-        contract(between.sums[at % 2], tables, gradient[at - base])
-        fill(between.sums[at % 2], gradient.dtype.type(0))
-        between.passed[1] = low
+def advance(tables, between, low, gradient):
+    """Brings the sums of the rows before `low` to low resolution."""
+    base = between.passed[0]
+    for row in range(between.passed[1], low):
+        rows = between.sums[row % 3]
+        contract(rows, tables, gradient[row - base])
+        fill(rows, gradient.dtype.type(0))
+    between.passed[1] = low
 
 
 @inlined
 def spread(dz, i, tables, between, y, labels, border):
     """Adds columns from i on of row y of the gradient to two low-resolution rows: the transpose of `interpolate`."""
     low = tables.lower_row[y]
-    below, above = between.sums[low % 2], between.sums[(low + 1) % 2]
+    below, above = low % 3, (low + 1) % 3
     fraction = tables.row_fraction[y]
     rest = dz.dtype.type(1) - fraction
     inside = load(labels, border + i, dz) >= 0
+    sums = between.sums
     for c in range(len(dz)):
-        slope = where(inside, load(dz[c], i, dz), broadcast(0, dz))
-        store(below[c], i, load(below[c], i, dz) + rest * slope)
-        store(above[c], i, load(above[c], i, dz) + fraction * slope)
+        slope = where(inside, load(dz, (c, i), dz), broadcast(0, dz))
+        store(sums, (below, c, i), load(sums, (below, c, i), dz) + rest * slope)
+        store(sums, (above, c, i), load(sums, (above, c, i), dz) + fraction * slope)
 
 
 @inlined
 def finish(tables, between, gradient):
-    """Brings the last two sums to low resolution."""
-    base, at = between.passed
-    for row in range(at, min(at + 2, tables.height)):
-        contract(between.sums[row % 2], tables, gradient[row - base])
+    """Brings the last sums to low resolution."""
+    advance(tables, between, between.passed[0] + len(gradient), gradient)
 
 
 @inlined

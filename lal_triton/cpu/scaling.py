@@ -9,30 +9,35 @@ from lal_triton.cpu.compiling import compiled
 SCALED_ELEMENTS = 2**18  # that one call scales
 
 
-def scale_rows(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient `[N, C, h, w]` times a factor for each row `[N, h]`."""
-    if dtype != gradient.dtype or not gradient.is_contiguous():
-        return torch.where(gradient == 0, 0, gradient * factor[:, None, :, None]).to(dtype)
-    out = torch.empty_like(gradient)
-    planes, factors, scaled = gradient.detach().numpy(), factor.detach().contiguous().numpy(), out.numpy()
+def scale_rows(gradient: Tensor, factor: Tensor, out: Tensor) -> None:
+    """out = a gradient `[N, C, h, w]` times a factor for each row `[N, h]`, `out` laid out as the gradient is, or it.
+
+    0 stays 0, also where the factor is NaN: void has no gradient.
+    """
+    if gradient.is_contiguous():
+        lines, scaled = (x.detach().flatten(1, 2).numpy() for x in (gradient, out))
+    elif gradient.is_contiguous(memory_format=torch.channels_last):
+        lines, scaled = (x.detach().permute(0, 2, 3, 1).flatten(2).numpy() for x in (gradient, out))
+    else:
+        out.copy_(torch.where(gradient == 0, 0, gradient * factor[:, None, :, None]))
+        return
+    factors = factor.detach().contiguous().numpy()
     parts = max(1, gradient[0].numel() // SCALED_ELEMENTS)
-    edges = [len(planes[0]) * part // parts for part in range(parts + 1)]
+    edges = [lines.shape[1] * part // parts for part in range(parts + 1)]
 
     def run(job: tuple[int, int]) -> None:
         image, part = job
-        classes = slice(edges[part], edges[part + 1])
-        scale_planes(planes[image, classes], factors[image], scaled[image, classes])
+        own = slice(edges[part], edges[part + 1])
+        scale_lines(lines[image, own], edges[part], factors[image], scaled[image, own])
 
-    threads.run(run, [(image, part) for image in range(len(planes)) for part in range(parts)])
-    return out
+    threads.run(run, [(image, part) for image in range(len(lines)) for part in range(parts)])
 
 
 @compiled
-def scale_planes(gradient, factor, out):  # type: ignore[no-untyped-def]
-    """`[C, h, w]` contiguous planes times `[h]`; 0 stays 0, also where the factor is NaN: void has no gradient."""
-    zero = gradient.dtype.type(0)
-    for c in range(len(gradient)):
-        for y in range(len(factor)):
-            row, line, by = gradient[c, y], out[c, y], factor[y]
-            for i in range(len(line)):
-                line[i] = row[i] * by if row[i] != zero else zero
+def scale_lines(lines, first, factor, out):  # type: ignore[no-untyped-def]
+    """Lines of a gradient, of which the first is number `first` of its image, times the factors of their rows."""
+    zero = lines.dtype.type(0)
+    for number in range(len(lines)):
+        line, scaled, by = lines[number], out[number], factor[(first + number) % len(factor)]
+        for i in range(len(line)):
+            scaled[i] = line[i] * by if line[i] != zero else zero

@@ -19,19 +19,19 @@ def score(z, i, rstd, eps):
     """
     classes = len(z)
     share = z.dtype.type(1) / z.dtype.type(classes)
-    first = load(z[0], i, z)
+    first = load(z, (0, i), z)
     mean = broadcast(0, z)
     for c in range(1, classes):
-        mean += load(z[c], i, z) - first
+        mean += load(z, (c, i), z) - first
     mean *= share
     variance = broadcast(0, z)
     for c in range(classes):
-        centred = (load(z[c], i, z) - first) - mean
-        store(z[c], i, centred)
+        centred = (load(z, (c, i), z) - first) - mean
+        store(z, (c, i), centred)
         variance += centred * centred
     factor = broadcast(1, z) / sqrt(variance * share + eps)
     for c in range(classes):
-        store(z[c], i, load(z[c], i, z) * factor)
+        store(z, (c, i), load(z, (c, i), z) * factor)
     store(rstd, i, factor)
     return every(variance - variance == 0)
 
@@ -75,11 +75,11 @@ def unscore(dz, z, rstd, border, i):
     share = dz.dtype.type(1) / dz.dtype.type(classes)
     mean, product = broadcast(0, dz), broadcast(0, dz)
     for c in range(classes):
-        slope = load(dz[c], i, dz)
+        slope = load(dz, (c, i), dz)
         mean += slope
-        product += slope * load(z[c], border + i, dz)
+        product += slope * load(z, (c, border + i), dz)
     mean *= share
     product *= share
     factor = load(rstd, border + i, dz)
     for c in range(classes):
-        store(dz[c], i, factor * (load(dz[c], i, dz) - mean - load(z[c], border + i, dz) * product))
+        store(dz, (c, i), factor * (load(dz, (c, i), dz) - mean - load(z, (c, border + i), dz) * product))

@@ -3,6 +3,7 @@
 
 A row's window is complete when the window's last row has been scored; its gradient, when the last row whose window
 holds it has been merged. Rings keep the rows that are still needed, so that a band passes through a core's cache.
+Rows come in pairs, since two windows one above the other share most of their rows.
 """
 
 from typing import NamedTuple
@@ -36,12 +37,12 @@ class Settings(NamedTuple):
 
 
 class Rings(NamedTuple):
-    """The rows that are still needed, with a border of half a window on both sides; row y lies at y modulo Kh."""
+    """The rows that are still needed, with a border of half a window on both sides; row y lies at y modulo Kh + 1."""
 
-    labels: np.ndarray  # [Kh, border + W + border]
-    scores: np.ndarray  # [Kh, C, ...]
-    rstds: np.ndarray  # [Kh, ...]
-    slopes: np.ndarray  # [Kh, C, ...], the gradient of the merged logits, / xi
+    labels: np.ndarray  # [Kh + 1, border + W + border]
+    scores: np.ndarray  # [Kh + 1, C, ...]
+    rstds: np.ndarray  # [Kh + 1, ...]
+    slopes: np.ndarray  # [Kh + 1, C, ...], the gradient of the merged logits, / xi
 
 
 class Workspace(NamedTuple):
@@ -49,14 +50,14 @@ class Workspace(NamedTuple):
 
     rings: Rings
     taps: Taps
-    f: np.ndarray  # [C, W], the merged logits of a row, or the gradient of its logits
-    planes: np.ndarray  # [PLANES, W]
-    inverse_xi: np.ndarray  # [W]
+    f: np.ndarray  # [2, C, W], the merged logits of two rows, or the gradient of their logits
+    planes: np.ndarray  # [2, PLANES, W]
+    inverse_xi: np.ndarray  # [2, W]
     between: logits.Between | None
 
 
 def make_workspace(window, tables, classes, width, dtype):
-    rows, border = window.rows, window.columns // 2
+    rows, border = window.rows + 1, window.columns // 2
     vector = BYTES // dtype.itemsize
     whole = -(-width // vector) * vector
     across = whole + 2 * border
@@ -65,9 +66,9 @@ def make_workspace(window, tables, classes, width, dtype):
     return Workspace(
         Rings(labels, *(zeros(dtype, rows, *of, across) for of in ((classes,), (), (classes,)))),
         make_taps(window, whole, dtype),
-        zeros(dtype, classes, whole),
-        zeros(dtype, PLANES, whole),
-        zeros(dtype, whole),
+        zeros(dtype, 2, classes, whole),
+        zeros(dtype, 2, PLANES, whole),
+        zeros(dtype, 2, whole),
         None if tables is None else logits.make_between(tables, classes, whole, dtype),
     )
 
@@ -91,15 +92,39 @@ def standardise(z, rstd, border, eps):
 
 
 @inlined
+def prepare(rings, x, place, tables, between, y, labels, border, settings):
+    """Labels and scores of row y, to the rings; outside of the image, void and 0."""
+    height, width = labels.shape
+    at = y % len(rings.labels)
+    row, z, rstd = rings.labels[at], rings.scores[at], rings.rstds[at]
+    if 0 <= y < height:
+        for i in range(width):
+            row[border + i] = labels[y, i]
+        enter(x, place, tables, between, y, row, border, width, z)
+        if settings.normalize and not standardise(z, rstd, border, settings.eps):
+            enter(x, place, tables, between, y, row, border, width, z)
+            for i in range(border, border + width):
+                score_large(z, rstd, i, settings.eps)
+    else:
+        for i in range(len(row)):
+            row[i] = VOID
+        fill(z, z.dtype.type(0))
+
+
+@inlined
 def lose(rings, m, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width):
-    """The losses of row m, whose window is complete."""
-    border, labels = window.columns // 2, rings.labels[m % window.rows]
-    find_taps(rings.labels, m, window, taps, inverse_xi)
-    weights = taps.weights[m % len(taps.weights)]
-    for i in range(0, f.shape[1], lanes(f)):
-        merge(rings.scores, m, window, weights, i, load(inverse_xi, i, f), f)
-        exponentiate(f, i, labels, border, class_weight, settings, planes)
-    cost(labels[border : border + width], class_weight, whole, settings, planes)
+    """The losses of rows m and m + 1, whose windows are complete."""
+    border = window.columns // 2
+    for n in range(2):
+        find_taps(rings.labels, m + n, window, taps, inverse_xi[n])
+    for i in range(0, f.shape[2], lanes(f)):
+        factors = load(inverse_xi, (0, i), f), load(inverse_xi, (1, i), f)
+        merge(rings.scores, m, window, taps.weights, i, factors[0], factors[1], f)
+        for n in range(2):
+            exponentiate(f[n], i, rings.labels[(m + n) % len(rings.labels)], border, class_weight, settings, planes[n])
+    for n in range(2):
+        labels = rings.labels[(m + n) % len(rings.labels)]
+        cost(labels[border : border + width], class_weight, whole, settings, planes[n])
 
 
 @compiled
@@ -143,67 +168,61 @@ def sweep(
         logits.begin(tables, between, first)
 
     scale, total = one if settings.p == one else settings.tiny, 0.0
-    for y in range(first - up - back, last + up + back):
-        row, z, rstd = rings.labels[y % window.rows], rings.scores[y % window.rows], rings.rstds[y % window.rows]
-        if 0 <= y < height:
-            for i in range(width):
-                row[border + i] = labels[y, i]
-            enter(x, place, tables, between, y, row, border, width, z)
-            if settings.normalize and not standardise(z, rstd, border, settings.eps):
-                enter(x, place, tables, between, y, row, border, width, z)
-                for i in range(border, border + width):
-                    score_large(z, rstd, i, settings.eps)
-        else:
-            for i in range(len(row)):
-                row[i] = VOID
-            fill(z, real(0))
+    for y in range(first - up - back, last + up + back, 2):
+        for entered in range(y, y + 2):
+            prepare(rings, x, place, tables, between, entered, labels, border, settings)
 
-        m = y - up  # the row whose window is complete
-        if first - back <= m < last + back:
-            slope = rings.slopes[m % window.rows]
-            if 0 <= m < height:
-                lose(rings, m, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width)
-                if losses.size > 0 and first <= m < last:
-                    for i in range(width):
-                        losses[m, i] = planes[LOSS, i]
-                if settings.p != one:
-                    largest = largest_loss(planes[LOSS], omega[m], scale)
-                    if largest > scale:
-                        change = scale / largest
-                        total *= np.float64(change) ** settings.p
-                        change = change ** (settings.p - one)
-                        shrink(rings.slopes, change)
-                        if tables is not None:
-                            shrink(between.sums, change)
-                            shrink(gradient, change)
-                        scale = largest
-                part = weigh(planes[LOSS], omega[m], settings.p, scale, planes[COEFFICIENT])
-                if first <= m < last:
-                    total += part
-                if derive:
-                    for i in range(width):
-                        planes[COEFFICIENT, i] *= inverse_xi[i]
-                    own = rings.labels[m % window.rows]
-                    for i in range(0, f.shape[1], lanes(f)):
-                        differentiate(f, i, own, border, class_weight, settings.smoothing, whole, planes, slope)
-            else:
+        first_merged = y - up  # its window is complete, and that of the row below
+        if first_merged >= first - back:
+            lose(rings, first_merged, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width)
+        for n in range(2):
+            m = first_merged + n
+            own, slope = rings.labels[m % len(rings.labels)], rings.slopes[m % len(rings.slopes)]
+            loss, coefficient = planes[n, LOSS], planes[n, COEFFICIENT]
+            if not first - back <= m < last + back:
+                continue
+            if not 0 <= m < height:
                 fill(slope, real(0))
+                continue
+            if losses.size > 0 and first <= m < last:
+                for i in range(width):
+                    losses[m, i] = loss[i]
+            if settings.p != one:
+                largest = largest_loss(loss, omega[m], scale)
+                if largest > scale:
+                    change = scale / largest
+                    total *= np.float64(change) ** settings.p
+                    change = change ** (settings.p - one)
+                    shrink(rings.slopes, change)
+                    if tables is not None:
+                        shrink(between.sums, change)
+                        shrink(gradient, change)
+                    scale = largest
+            part = weigh(loss, omega[m], settings.p, scale, coefficient)
+            if first <= m < last:
+                total += part
+            if derive:
+                for i in range(width):
+                    coefficient[i] *= inverse_xi[n, i]
+                for i in range(0, f.shape[2], lanes(f)):
+                    differentiate(f[n], i, own, border, class_weight, settings.smoothing, whole, planes[n], slope)
 
-        o = m - up  # the row whose gradient is complete
-        if derive and first <= o < last:
-            weights, own = taps.mirrored[o % len(taps.weights)], rings.labels[o % window.rows]
-            o_rstd, o_z = rings.rstds[o % window.rows], rings.scores[o % window.rows]
+        complete = first_merged - up  # its gradient is, and that of the row below
+        if derive and complete >= first:
             if tables is not None:
-                logits.advance(tables, between, o, gradient)
-            for i in range(0, f.shape[1], lanes(f)):
-                merge(rings.slopes, o, window, weights, i, broadcast(1, f), f)
-                if settings.normalize:
-                    unscore(f, o_z, o_rstd, border, i)
-                if tables is not None:
-                    logits.spread(f, i, tables, between, o, own, border)
+                logits.advance(tables, between, tables.lower_row[complete], gradient)
+            for i in range(0, f.shape[2], lanes(f)):
+                merge(rings.slopes, complete, window, taps.mirrored, i, broadcast(1, f), broadcast(1, f), f)
+                for n in range(2):
+                    o, at = complete + n, (complete + n) % len(rings.scores)
+                    if settings.normalize:
+                        unscore(f[n], rings.scores[at], rings.rstds[at], border, i)
+                    if tables is not None and o < last:
+                        logits.spread(f[n], i, tables, between, o, rings.labels[at], border)
             if tables is None:
-                logits.write(gradient, target, o, labels[o], f)
-                scales[o] = scale
+                for o in range(complete, min(complete + 2, last)):
+                    logits.write(gradient, target, o, labels[o], f[o - complete])
+                    scales[o] = scale
     if tables is not None and derive:
         logits.finish(tables, between, gradient)
     return scale, total

@@ -6,6 +6,7 @@ type. A comparison gives a mask for `where`.
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -117,9 +118,15 @@ _operator(operator.or_, lambda builder, vector, a, b: builder.or_(a, b))
 _operator(operator.lshift, lambda builder, vector, a, b: builder.shl(a, b))
 
 
-def _pointer(context: Any, builder: Any, array: Any, kind: types.Array, index: Any, vector: Vector) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _in_llvm(vector).as_pointer())
+def _pointer(context: Any, builder: Any, array: Any, kind: types.Array, index: Any, of: Any, vector: Vector) -> Any:
+    """Of `array[index]`, an integer or one for each dimension of a contiguous array, none of them negative."""
+    data = context.make_array(kind)(context, builder, array)
+    several = isinstance(of, types.BaseTuple)
+    places, numbers = (cgutils.unpack_tuple(builder, index), list(of)) if several else ([index], [of])
+    first, *rest = map(partial(context.cast, builder, toty=types.intp), places, numbers)
+    for size, at in zip(cgutils.unpack_tuple(builder, data.shape)[1:], rest, strict=True):
+        first = builder.add(builder.mul(first, size, flags=("nsw",)), at, flags=("nsw",))
+    return builder.bitcast(builder.gep(data.data, [first]), _in_llvm(vector).as_pointer())
 
 
 @intrinsic
@@ -130,26 +137,26 @@ def lanes(context: Any, array: Any) -> Any:
 
 
 @intrinsic
-def load(context: Any, row: Any, index: Any, like: Any) -> Any:
-    """`row[index : index + lanes(like)]` of a contiguous row."""
-    vector = Vector(row.dtype, lanes_of(like.dtype))
+def load(context: Any, array: Any, index: Any, like: Any) -> Any:
+    """As many elements as `like` has lanes, from `array[index]` on; one index for each dimension."""
+    vector = Vector(array.dtype, lanes_of(like.dtype))
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, arguments[0], row, arguments[1], vector)
-        return builder.load(pointer, align=row.dtype.bitwidth // 8)
+        pointer = _pointer(context, builder, arguments[0], array, arguments[1], index, vector)
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
-    return vector(row, types.intp, like), generate
+    return vector(array, index, like), generate
 
 
 @intrinsic
-def store(context: Any, row: Any, index: Any, value: Any) -> Any:
-    """`row[index : index + lanes(row)] = value`."""
+def store(context: Any, array: Any, index: Any, value: Any) -> Any:
+    """A vector, to `array[index]` and what follows it; one index for each dimension."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, arguments[0], row, arguments[1], value)
-        builder.store(arguments[2], pointer, align=row.dtype.bitwidth // 8)
+        pointer = _pointer(context, builder, arguments[0], array, arguments[1], index, value)
+        builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
 
-    return types.void(row, types.intp, value), generate
+    return types.void(array, index, value), generate
 
 
 @intrinsic
