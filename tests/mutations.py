@@ -364,23 +364,37 @@ MUTATIONS = [
     Mutation(
         "labels not compared",
         "lal_triton/cpu/window.py",
-        "store(weights[t], i, where(same, window.weights[t], zero))",
-        "store(weights[t], i, broadcast(window.weights[t], inverse_xi))",
+        "store(taps.weights, (at, t, i), where(same, window.weights[t], zero))",
+        "store(taps.weights, (at, t, i), broadcast(window.weights[t], inverse_xi))",
         CPU,
     ),
     Mutation(
-        "classes beyond a multiple of four forgotten",
+        "classes beyond a multiple of three forgotten",
         "lal_triton/cpu/window.py",
-        "for a in range(0, len(out), 4):",
-        "for a in range(0, max(len(out) - 3, 1), 4):",
+        "for a in range(0, out.shape[1], 3):",
+        "for a in range(0, max(out.shape[1] - 2, 1), 3):",
         "tests/test_mutants.py -k one_label",
     ),
     Mutation(
         "rows do not wrap in the ring",
         "lal_triton/cpu/window.py",
-        "return at - window.rows if at >= window.rows else at",
-        "return min(at, window.rows - 1)",
+        "return at - len(ring) if at >= len(ring) else at",
+        "return min(at, len(ring) - 1)",
         CPU,
+    ),
+    Mutation(
+        "taps of the upper row for both of a pair",
+        "lal_triton/cpu/window.py",
+        "load(weights, (second, t - columns, i), out)\n                s_a",
+        "load(weights, (first, t - columns, i), out)\n                s_a",
+        CPU,
+    ),
+    Mutation(
+        "saved gradient written over in a graph that is kept",
+        "lal_triton/derivatives.py",
+        "and not torch._C._autograd._get_current_graph_task_keep_graph()",
+        "",
+        "tests/test_backends.py -k 'cpu and backward_twice'",
     ),
     Mutation(
         "columns beyond a whole vector forgotten",
@@ -392,8 +406,8 @@ MUTATIONS = [
     Mutation(
         "1 / xi skipped in the gradient",
         "lal_triton/cpu/sweep.py",
-        "planes[COEFFICIENT, i] *= inverse_xi[i]",
-        "planes[COEFFICIENT, i] *= 1",
+        "coefficient[i] *= inverse_xi[n, i]",
+        "coefficient[i] *= 1",
         CPU,
     ),
     Mutation(
@@ -413,8 +427,8 @@ MUTATIONS = [
     Mutation(
         "own class forgotten",
         "lal_triton/cpu/cost.py",
-        "where(label == c, broadcast(0, f) - own, load(f[c], i, f) * scale)",
-        "load(f[c], i, f) * scale",
+        "where(label == c, broadcast(0, f) - own, load(f, (c, i), f) * scale)",
+        "load(f, (c, i), f) * scale",
         CPU,
     ),
     Mutation(
@@ -459,8 +473,8 @@ MUTATIONS = [
     Mutation(
         "rows of the interpolation swapped",
         "lal_triton/cpu/logits.py",
-        "rest * load(below[c], i, z) + fraction * load(above[c], i, z)",
-        "fraction * load(below[c], i, z) + rest * load(above[c], i, z)",
+        "rest * load(below, (c, i), z) + fraction * load(above, (c, i), z)",
+        "fraction * load(below, (c, i), z) + rest * load(above, (c, i), z)",
         UPSAMPLING,
     ),
     Mutation(
@@ -473,14 +487,14 @@ MUTATIONS = [
     Mutation(
         "gradient of the last sums dropped",
         "lal_triton/cpu/logits.py",
-        "for row in range(at, min(at + 2, tables.height)):",
-        "for row in range(at, at + 1):",
+        "between.passed[0] + len(gradient), gradient)",
+        "between.passed[0] + len(gradient) - 1, gradient)",
         UPSAMPLING,
     ),
     Mutation(
         "gradient of the variance dropped",
         "lal_triton/cpu/score.py",
-        " - load(z[c], border + i, dz) * product))",
+        " - load(z, (c, border + i), dz) * product))",
         "))",
         CPU,
     ),
@@ -563,7 +577,13 @@ MUTATIONS = [
         "value = value if",
         "tests/test_reference.py -k 'equations and pixel_weight'",  # of a CPU's reference this makes the weights, too
     ),
-    Mutation("rows scaled by the first one's factor", "lal_triton/cpu/scaling.py", "factor[y]", "factor[0]", CPU),
+    Mutation(
+        "rows scaled by the first one's factor",
+        "lal_triton/cpu/scaling.py",
+        "factor[(first + number) % len(factor)]",
+        "factor[0]",
+        CPU,
+    ),
     Mutation(
         "labels compared before widening",
         "lal_triton/validation.py",
@@ -707,8 +727,8 @@ MUTATIONS = [
     Mutation(
         "gradient not multiplied by grad_output, cpu",
         "lal_triton/ops.py",
-        "factor * gradient[:, None], ctx.dtype",
-        "factor, ctx.dtype",
+        "factors = factor * gradient[:, None]",
+        "factors = factor",
         "tests/test_reference.py tests/test_backends.py -k 'cpu and (every_option or derivative)'",
     ),
     Mutation(

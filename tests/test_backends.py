@@ -54,6 +54,8 @@ def test_half_precision(backend, dtype, reduction):
 def strided(logits, layout):
     if layout == "channels_last":
         return logits.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return logits.mT.contiguous().mT
     if layout == "sliced":
         padded = torch.full([*logits.shape[:-1], 2 * logits.shape[-1] + 1], torch.nan, device=logits.device)
         padded[..., 1::2] = logits
@@ -79,7 +81,9 @@ def run_example(backend, data):
     cost = data.draw(st.sampled_from(["cross_entropy", "focal"]))
     target_dtype = data.draw(st.sampled_from([torch.uint8, torch.int16, torch.int32, torch.int64]))
     assert_matches_reference(
-        strided(logits, data.draw(st.sampled_from(["contiguous", "channels_last", "sliced", "expanded"]))),
+        strided(
+            logits, data.draw(st.sampled_from(["contiguous", "channels_last", "transposed", "sliced", "expanded"]))
+        ),
         target.to(target_dtype),
         backend,
         dtype,
@@ -173,6 +177,21 @@ def test_backward_twice_gives_the_same_bits(backend, reduction):
     again = locally_adaptive_loss(leaf, target, backend=backend, reduction=reduction, kernel_size=3)
     assert torch.equal(loss, again)
     assert torch.equal(first, torch.autograd.grad(again.sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+def test_layouts(layout):
+    logits, target = make_problem((2, 3, 5, 6))
+    assert_matches_reference(strided(logits, layout), target, "cpu" if DEVICE == "cpu" else "triton")
+
+
+def test_a_batch_of_gradients():
+    logits, target = make_problem((2, 3, 5, 6))
+    leaf = logits.requires_grad_()
+    loss = locally_adaptive_loss(leaf, target, backend="auto")
+    batched = torch.autograd.grad(loss, leaf, torch.tensor([1.0, 2.0], device=DEVICE), is_grads_batched=True)[0]
+    one = torch.autograd.grad(locally_adaptive_loss(leaf, target, backend="auto"), leaf)[0]
+    assert torch.equal(batched, torch.stack([one, 2 * one]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,6 +10,7 @@ import torch
 from problems import cpu_only, make_problem, value_and_gradient
 
 from lal_triton import LocallyAdaptiveLoss, dispatch
+from lal_triton.benchmarks.memory import allocations
 from lal_triton.functional import cross_entropy, locally_adaptive_loss
 
 pytestmark = cpu_only
@@ -145,3 +146,17 @@ def test_without_a_gradient_the_loss_is_the_same():
     logits, target = make_problem()
     with torch.no_grad():
         assert torch.equal(cross_entropy(logits.requires_grad_(), target), cross_entropy(logits.detach(), target))
+
+
+@pytest.mark.parametrize("options", [OPTIONS["lal"], OPTIONS["ce"]], ids=["lal", "ce"])
+def test_the_gradient_is_what_a_step_allocates(options):
+    """Of the logits' size there is one tensor; a graph that is kept needs a second one."""
+    logits = torch.randn(1, 21, 321, 321, requires_grad=True)
+    target = torch.randint(0, 21, (1, 321, 321))
+
+    def step(retain_graph=False):
+        torch.autograd.grad(locally_adaptive_loss(logits, target, **options), logits, retain_graph=retain_graph)
+
+    step()
+    assert allocations(step)[1] < 1.25 * logits.nbytes
+    assert allocations(lambda: step(retain_graph=True))[1] > 2 * logits.nbytes
