@@ -2,7 +2,8 @@
 
 prepare        encoded labels, omega(p) and its sums, on any device; on a CPU after the checks that read values
 local_loss     the map of per-pixel losses; differentiable for any gradient of the map
-power_norms    each image's power norm; its forward can make the gradient too, up to one factor per row
+power_norms    each image's power norm, weighted by omega / total; its forward can make the gradient too, up to one
+               factor per row
 scale_rows     that gradient times those factors
 """
 
@@ -30,7 +31,8 @@ library.define(
     f"local_loss_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor"
 )
 library.define(
-    "power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, Tensor origin, float p, bool derive, "
+    "power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, Tensor total, Tensor origin, float p, "
+    "bool derive, "
     f"{OPTIONS}) -> (Tensor norms, Tensor gradient, Tensor factor)"
 )
 library.define("scale_rows(Tensor gradient, Tensor factor, ScalarType dtype) -> Tensor")
@@ -137,6 +139,7 @@ def power_norms(
     labels: Tensor,
     weight: Tensor | None,
     omega: Tensor,
+    total: Tensor,
     origin: Tensor,
     p: float,
     derive: bool,
@@ -144,7 +147,7 @@ def power_norms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from lal_triton.cpu import backend
 
-    results = backend.power_norms(logits, labels, weight, omega, p, local_loss_of(options), derive)
+    results = backend.power_norms(logits, labels, weight, omega, total, p, local_loss_of(options), derive)
     nonzero = torch.where(results.norms == 0, 1, results.norms)
     factor = (results.scale / nonzero[:, None]) ** (p - 1)
     dtype = loss_dtype(logits)
@@ -152,7 +155,7 @@ def power_norms(
 
 
 def _power_norms_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    derive = rest[5]
+    derive = rest[6]
     norms = logits.new_empty(logits.shape[0], dtype=loss_dtype(logits))
     gradient = torch.empty_like(logits, dtype=norms.dtype) if derive else norms.new_empty(0)
     return norms, gradient, norms.new_empty(logits.shape[0], logits.shape[2])
@@ -171,7 +174,7 @@ def _scale_rows_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Te
 
 
 def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output[1:], inputs[4])
+    ctx.save_for_backward(*output[1:], inputs[5])
     ctx.num_inputs, ctx.dtype = len(inputs), inputs[0].dtype
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # zeros for the other outputs would be of the logits' size
@@ -188,9 +191,10 @@ def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any, last: bool
         factors = factor * gradient[:, None]
         if not last:
             return torch.ops.lal_triton.scale_rows(unscaled, factors, ctx.dtype)
-        from lal_triton.cpu import scaling
+        if (factors != 1).any():
+            from lal_triton.cpu import scaling
 
-        scaling.scale_rows(unscaled, factors, unscaled)
+            scaling.scale_rows(unscaled, factors, unscaled)
         return unscaled.to(ctx.dtype)
 
     return derivatives.first_derivative(of_logits, gradient, origin), *none

@@ -403,6 +403,7 @@ MUTATIONS = [
         "whole = max(width // vector, 1) * vector",
         "tests/test_mutants.py -k one_label",
     ),
+    Mutation("mean not divided, cpu", "lal_triton/cpu/backend.py", " / total.numpy()", "", CPU),
     Mutation(
         "1 / xi skipped in the gradient",
         "lal_triton/cpu/sweep.py",

@@ -62,7 +62,7 @@ def test_opcheck_pooled_loss_backward(reduction):
 @cpu_only
 def test_opcheck_power_norms():
     logits, _, labels, omega = problem()
-    arguments = (logits, labels, None, omega, derivatives.origin(logits), 3.0, True, *OPTIONS)
+    arguments = (logits, labels, None, omega, torch.tensor(2.0), derivatives.origin(logits), 3.0, True, *OPTIONS)
     torch.library.opcheck(torch.ops.lal_triton.power_norms.default, arguments)
 
 

@@ -210,7 +210,7 @@ def test_opcheck_and_full_graph(reduction):
     if reduction == "none":
         torch.library.opcheck(torch.ops.lal_triton.local_loss.default, (leaf, labels, None, *options))
     else:
-        arguments = (leaf, labels, None, omega, derivatives.origin(leaf), 3.0, True, *options)
+        arguments = (leaf, labels, None, omega, torch.tensor(2.0), derivatives.origin(leaf), 3.0, True, *options)
         torch.library.opcheck(torch.ops.lal_triton.power_norms.default, arguments)
     loss = LocallyAdaptiveLoss(3, reduction=reduction, backend="auto")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

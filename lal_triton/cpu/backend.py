@@ -43,10 +43,18 @@ def local_loss_backward(
 
 
 def power_norms(
-    logits: Tensor, labels: Tensor, weight: Tensor | None, omega: Tensor, p: float, options: LocalLoss, derive: bool
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    omega: Tensor,
+    total: Tensor,
+    p: float,
+    options: LocalLoss,
+    derive: bool,
 ) -> Results:
-    """The norms, and with `derive` sum_p omega(p) (L(p) / scale)^(p - 1) dL(p)/dlogits."""
-    return _sweep_images(logits, labels, weight, omega, p, options, derive=derive)
+    """The norms with omega / total, and with `derive` sum_p omega(p) / total (L(p) / scale)^(p - 1) dL(p)/dlogits."""
+    shares = omega if total == 1 else torch.from_numpy(omega.detach().numpy() / total.numpy())
+    return _sweep_images(logits, labels, weight, shares, p, options, derive=derive)
 
 
 def _sweep_images(
