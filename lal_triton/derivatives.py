@@ -74,6 +74,7 @@ def backward_is_last(gradient: Tensor | None) -> bool:
     """Whether the backward that runs is the last that reads its saved tensors, and may write over them."""
     return (
         type(gradient) is Tensor
+        and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()  # of a tracer, whose graph may be run again
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._autograd._get_current_graph_task_keep_graph()
