@@ -77,6 +77,7 @@ def backward_is_last(gradient: Tensor | None) -> bool:
         and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()  # of a tracer, whose graph may be run again
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(gradient)  # of `is_grads_batched`
         and not torch._C._autograd._get_current_graph_task_keep_graph()
     )
 
