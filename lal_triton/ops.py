@@ -181,7 +181,7 @@ def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 
 
 def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any, last: bool = False) -> tuple[Tensor | None, ...]:
-    """With `last` nothing else will read the saved gradient: its factors are multiplied into it, in no more memory."""
+    """With `last` nothing else will read the saved gradient: its factors are multiplied into it."""
     none = [None] * (ctx.num_inputs - 1)
     if gradient is None:
         return None, *none

@@ -160,3 +160,48 @@ def test_the_gradient_is_what_a_step_allocates(options):
     step()
     assert allocations(step)[1] < 1.25 * logits.nbytes
     assert allocations(lambda: step(retain_graph=True))[1] > 2 * logits.nbytes
+
+
+@pytest.mark.parametrize("kernel_size", [1, 5])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_no_sweep_reads_beyond_its_copy(monkeypatch, kernel_size, layout):
+    """Bands of 65 rows, of half precision: each is copied with its halo, and swept in pairs of rows."""
+    from lal_triton.cpu import backend
+
+    sweep, calls = backend.sweep, []
+
+    def checked(workspace, x, place, *rest):
+        first, last, height = rest[6], rest[7], len(rest[1])
+        read = 4 * (kernel_size // 2) + last - first
+        lowest = min(first - 2 * (kernel_size // 2) + read + read % 2 - 1, height - 1)
+        _, of_classes, of_rows, of_columns = place
+        assert place[0] + 2 * of_classes + lowest * of_rows + 8 * of_columns < len(x)
+        calls.append(lowest)
+        return sweep(workspace, x, place, *rest)
+
+    monkeypatch.setattr(backend, "sweep", checked)
+    logits = torch.randn(1, 3, 130, 9, dtype=torch.bfloat16).contiguous(memory_format=layout).requires_grad_()
+    locally_adaptive_loss(logits, torch.randint(3, (1, 130, 9)), kernel_size=kernel_size).backward()
+    assert len(calls) == 2
+
+
+def test_weights_whose_sum_overflows_give_nan():
+    logits, target = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    assert cross_entropy(logits, target, pixel_weight=torch.full((1, 4, 4), 3e38)).isnan()
+
+
+def test_an_interrupted_backward_is_not_gone_on_with(monkeypatch):
+    """torch frees what was saved; some rows of it may have been multiplied by their factors."""
+    from lal_triton.cpu import scaling
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    logits, target = make_problem((2, 3, 5, 6))
+    loss = locally_adaptive_loss(logits.requires_grad_(), target)
+    with monkeypatch.context() as patch:
+        patch.setattr(scaling, "scale_rows", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
