@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lal_triton.dispatch import constant_in_graphs
 
@@ -70,13 +69,22 @@ def first_derivative(gradient: Callable[[], Tensor], *sources: Tensor | None) ->
     return _FirstDerivative.apply(value, *(source for source in sources if source is not None))
 
 
-def backward_is_last(gradient: Tensor | None) -> bool:
+def is_plain(tensor: Tensor) -> bool:
+    """Whether nothing but autograd looks at the operations: no dispatch mode, transform, dual level or subclass."""
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or tensor.is_neg()
+    )
+
+
+def backward_is_last(gradient: Tensor) -> bool:
     """Whether the backward that runs is the last that reads its saved tensors, and may write over them."""
     return (
-        type(gradient) is Tensor
+        is_plain(gradient)
         and not torch.compiler.is_compiling()
-        and not is_in_torch_dispatch_mode()  # of a tracer, whose graph may be run again
-        and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(gradient)  # of `is_grads_batched`
         and not torch._C._autograd._get_current_graph_task_keep_graph()
     )

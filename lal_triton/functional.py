@@ -319,10 +319,8 @@ def evaluate(
     if backend == "cpu" and pooled_by_norm:
         total = torch.ones_like(mass[0])
         if reduction == "mean" and process_group is None:
-            total, reduction = (
-                pooling.total_mass(mass),
-                "sum",
-            )  # of shares: nothing is left for the backward to multiply
+            # The sum of losses that are weighted by omega / total: the forward's gradient is complete.
+            total, reduction = pooling.or_one(mass.sum()), "sum"
         origin, derive = derivatives.origin(logits), logits.requires_grad and torch.is_grad_enabled()
         norms = differentiable_power_norms(logits, labels, class_weight, omega, total, origin, p, derive, *options)[0]
         return pooling.pool_norms(norms, mass, reduction, p, pool, process_group)

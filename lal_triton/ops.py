@@ -201,8 +201,9 @@ def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any, last: bool
 
 
 def _power_norms_eager_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    """Of a call whose norms alone are kept."""
-    return _power_norms_autograd(ctx, gradient, last=derivatives.backward_is_last(gradient))
+    """The backward of a call that keeps the norms alone, so that nobody else holds the saved gradient."""
+    last = gradient is not None and derivatives.backward_is_last(gradient)
+    return _power_norms_autograd(ctx, gradient, last=last)
 
 
 register("prepare", prepare, _prepare_fake)

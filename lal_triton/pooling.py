@@ -50,11 +50,5 @@ def or_one(divisor: torch.Tensor) -> torch.Tensor:
     return torch.where(divisor == 0, 1, divisor)
 
 
-def total_mass(mass: torch.Tensor) -> torch.Tensor:
-    """What a mean over the batch divides by; NaN where it overflows."""
-    total = mass.sum()
-    return torch.where(total.isfinite(), or_one(total), torch.nan)
-
-
 def _norm_of(norms: torch.Tensor, p: float) -> torch.Tensor:
     return power_norm(norms[None], torch.ones_like(norms)[None], p)[0]

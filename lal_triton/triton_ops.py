@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lal_triton import derivatives, validation
 from lal_triton.dispatch import constant_in_graphs
@@ -34,7 +33,7 @@ def repeat(
 ) -> Tensor | None:
     """`pooled_loss` of tensors like those of an earlier call with this request, which need no checks; else None."""
     plans = sys.modules.get("lal_triton.kernels.plans")
-    if torch.compiler.is_compiling() or plans is None or not _is_plain(logits):
+    if torch.compiler.is_compiling() or plans is None or not derivatives.is_plain(logits):
         return None
     try:
         plan = plans.known(_key(plans, logits, target, weight, pixel_weight, request))
@@ -57,7 +56,7 @@ def pooled_loss(
     """The pooled loss (0-d), or with the reduction "none" the map `[N, H, W]`, float32; `repeat` knows its request."""
     if weight is not None:
         weight = weight.detach().contiguous()
-    if torch.compiler.is_compiling() or not _is_plain(logits):
+    if torch.compiler.is_compiling() or not derivatives.is_plain(logits):
         keep = _is_differentiable(logits) and _keep_is_chosen(
             options.kernel_height, options.kernel_width, logits.dtype, logits.device
         )
@@ -73,17 +72,6 @@ def pooled_loss(
 def local_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: LocalLoss, ignore_index: int) -> Tensor:
     """The map of per-pixel losses `[N, H, W]`, with class weights inside the smoothed cost only."""
     return pooled_loss(logits, target, weight, None, options, Pooling("none", 1.0, ignore_index), None)
-
-
-def _is_plain(logits: Tensor) -> bool:
-    """Whether nothing but autograd looks at the operations: no dispatch mode, transform, dual level or subclass."""
-    return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or type(logits) not in (Tensor, torch.nn.Parameter)
-        or logits.is_neg()
-    )
 
 
 def _is_differentiable(logits: Tensor) -> bool:

@@ -405,6 +405,20 @@ MUTATIONS = [
     ),
     Mutation("mean not divided, cpu", "lal_triton/cpu/backend.py", " / total.numpy()", "", CPU),
     Mutation(
+        "copy of a band without the last row of its pairs",
+        "lal_triton/cpu/backend.py",
+        "bands.edges[band + 1] + halo + 1",
+        "bands.edges[band + 1] + halo",
+        "tests/test_cpu.py -k beyond",
+    ),
+    Mutation(
+        "mean of weights that overflow is 0",
+        "lal_triton/cpu/backend.py",
+        "results.norms * (total / total)",
+        "results.norms",
+        "tests/test_cpu.py -k overflows",
+    ),
+    Mutation(
         "1 / xi skipped in the gradient",
         "lal_triton/cpu/sweep.py",
         "coefficient[i] *= inverse_xi[n, i]",

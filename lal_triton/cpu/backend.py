@@ -55,7 +55,7 @@ def power_norms(
     """The norms with omega / total, and with `derive` sum_p omega(p) / total (L(p) / scale)^(p - 1) dL(p)/dlogits."""
     shares = omega if total == 1 else torch.from_numpy(omega.detach().numpy() / total.numpy())
     results = _sweep_images(logits, labels, weight, shares, p, options, derive=derive)
-    return results._replace(norms=results.norms * (total / total))  # NaN where it is
+    return results._replace(norms=results.norms * (total / total))  # NaN where the total overflows
 
 
 def _sweep_images(
@@ -111,7 +111,8 @@ def _sweep_images(
 
         def run_band(job: tuple[int, int]) -> None:
             image, band = job
-            top, bottom = max(bands.edges[band] - halo, 0), bands.edges[band + 1] + halo + 1  # of a pair
+            # A sweep reads pairs of rows, and so may read one row below the halo.
+            top, bottom = max(bands.edges[band] - halo, 0), bands.edges[band + 1] + halo + 1
             x, place = _flat(logits[image])
             if logits.dtype != dtype:
                 x, place = _flat(logits[image, :, top:bottom].to(dtype))

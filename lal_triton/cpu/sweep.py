@@ -118,8 +118,8 @@ def lose(rings, m, window, taps, class_weight, whole, settings, f, inverse_xi, p
     for n in range(2):
         find_taps(rings.labels, m + n, window, taps, inverse_xi[n])
     for i in range(0, f.shape[2], lanes(f)):
-        factors = load(inverse_xi, (0, i), f), load(inverse_xi, (1, i), f)
-        merge(rings.scores, m, window, taps.weights, i, factors[0], factors[1], f)
+        first_factor, second_factor = load(inverse_xi, (0, i), f), load(inverse_xi, (1, i), f)
+        merge(rings.scores, m, window, taps.weights, i, first_factor, second_factor, f)
         for n in range(2):
             exponentiate(f[n], i, rings.labels[(m + n) % len(rings.labels)], border, class_weight, settings, planes[n])
     for n in range(2):
