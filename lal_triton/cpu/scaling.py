@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lal_triton.cpu import threads
 from lal_triton.cpu.compiling import compiled
+from lal_triton.cpu.vectors import lanes, load, store, where
 
 SCALED_ELEMENTS = 2**18  # that one call scales
 
@@ -35,9 +36,17 @@ def scale_rows(gradient: Tensor, factor: Tensor, out: Tensor) -> None:
 
 @compiled
 def scale_lines(lines, first, factor, out):  # type: ignore[no-untyped-def]
-    """Lines of a gradient, of which the first is number `first` of its image, times the factors of their rows."""
-    zero = lines.dtype.type(0)
+    """Lines of a gradient, of which the first is number `first` of its image, times the factors of their rows.
+
+    Vectors by name: LLVM takes number by number where `lines` and `out` may overlap.
+    """
+    zero, length = lines.dtype.type(0), lines.shape[1]
+    whole = length - length % lanes(lines)
     for number in range(len(lines)):
-        line, scaled, by = lines[number], out[number], factor[(first + number) % len(factor)]
-        for i in range(len(line)):
-            scaled[i] = line[i] * by if line[i] != zero else zero
+        by = factor[(first + number) % len(factor)]
+        for i in range(0, whole, lanes(lines)):
+            slopes = load(lines, (number, i), lines)
+            store(out, (number, i), where(slopes != zero, slopes * by, zero))
+        for i in range(whole, length):
+            slope = lines[number, i]
+            out[number, i] = slope * by if slope != zero else zero

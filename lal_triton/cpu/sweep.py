@@ -37,7 +37,10 @@ class Settings(NamedTuple):
 
 
 class Rings(NamedTuple):
-    """The rows that are still needed, with a border of half a window on both sides; row y lies at y modulo Kh + 1."""
+    """The rows that are still needed, with a border of half a window on both sides; row y lies at y modulo Kh + 1.
+
+    Rows are whole vectors, so that all begin where a cache line does.
+    """
 
     labels: np.ndarray  # [Kh + 1, border + W + border]
     scores: np.ndarray  # [Kh + 1, C, ...]
@@ -60,7 +63,7 @@ def make_workspace(window, tables, classes, width, dtype):
     rows, border = window.rows + 1, window.columns // 2
     vector = BYTES // dtype.itemsize
     whole = -(-width // vector) * vector
-    across = whole + 2 * border
+    across = whole + -(-2 * border // vector) * vector
     labels = zeros(torch.int32, rows, across)
     labels[:] = VOID
     return Workspace(
@@ -83,10 +86,10 @@ def enter(x, place, tables, between, y, labels, border, width, z):
 
 
 @inlined
-def standardise(z, rstd, border, eps):
+def standardise(z, rstd, border, width, eps):
     """Scores a row of logits z in place, and returns whether every variance is finite: if not, z must be read again."""
     finite = True
-    for i in range(border, z.shape[1] - border, lanes(z)):
+    for i in range(border, border + width, lanes(z)):
         finite &= score(z, i, rstd, eps)
     return finite
 
@@ -101,7 +104,7 @@ def prepare(rings, x, place, tables, between, y, labels, border, settings):
         for i in range(width):
             row[border + i] = labels[y, i]
         enter(x, place, tables, between, y, row, border, width, z)
-        if settings.normalize and not standardise(z, rstd, border, settings.eps):
+        if settings.normalize and not standardise(z, rstd, border, width, settings.eps):
             enter(x, place, tables, between, y, row, border, width, z)
             for i in range(border, border + width):
                 score_large(z, rstd, i, settings.eps)

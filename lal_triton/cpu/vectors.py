@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
@@ -119,12 +119,13 @@ _operator(operator.lshift, lambda builder, vector, a, b: builder.shl(a, b))
 
 
 def _pointer(context: Any, builder: Any, array: Any, kind: types.Array, index: Any, of: Any, vector: Vector) -> Any:
-    """Of `array[index]`, an integer or one for each dimension of a contiguous array, none of them negative."""
+    """Of `array[index]`, one integer for each dimension of a contiguous array or one for its memory, none negative."""
     data = context.make_array(kind)(context, builder, array)
     several = isinstance(of, types.BaseTuple)
     places, numbers = (cgutils.unpack_tuple(builder, index), list(of)) if several else ([index], [of])
     first, *rest = map(partial(context.cast, builder, toty=types.intp), places, numbers)
-    for size, at in zip(cgutils.unpack_tuple(builder, data.shape)[1:], rest, strict=True):
+    sizes = cgutils.unpack_tuple(builder, data.shape)[1:] if several else []
+    for size, at in zip(sizes, rest, strict=True):
         first = builder.add(builder.mul(first, size, flags=("nsw",)), at, flags=("nsw",))
     return builder.bitcast(builder.gep(data.data, [first]), _in_llvm(vector).as_pointer())
 
@@ -138,7 +139,7 @@ def lanes(context: Any, array: Any) -> Any:
 
 @intrinsic
 def load(context: Any, array: Any, index: Any, like: Any) -> Any:
-    """As many elements as `like` has lanes, from `array[index]` on; one index for each dimension."""
+    """As many elements as `like` has lanes, from `array[index]` on; an index for each dimension, or one for the memory."""
     vector = Vector(array.dtype, lanes_of(like.dtype))
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
@@ -149,8 +150,36 @@ def load(context: Any, array: Any, index: Any, like: Any) -> Any:
 
 
 @intrinsic
+def slide(context: Any, before: Any, array: Any, last: Any) -> Any:
+    """The elements up to `array[last]`, an index of the memory, by the vector `before` that ends one element earlier.
+
+    AVX-512 shifts the new element in: a load of a whole cache line that crosses two of them takes several cycles.
+    """
+    shift = ir.Constant(ir.VectorType(ir.IntType(32), before.lanes), list(range(1, before.lanes + 1)))
+    integers = ir.VectorType(ir.IntType(before.dtype.bitwidth), before.lanes)  # valign is of integers
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        data = context.make_array(array)(context, builder, arguments[1]).data
+        end = builder.gep(data, [context.cast(builder, arguments[2], last, types.intp)])
+        if not _has_avx512():
+            pointer = builder.gep(end, [context.get_constant(types.intp, 1 - before.lanes)])
+            pointer = builder.bitcast(pointer, _in_llvm(before).as_pointer())
+            return builder.load(pointer, align=before.dtype.bitwidth // 8)
+        element = _spread(context, builder, builder.load(end), array.dtype, before)
+        pair = (builder.bitcast(value, integers) for value in (arguments[0], element))
+        return builder.bitcast(builder.shuffle_vector(*pair, shift), _in_llvm(before))
+
+    return before(before, array, last), generate
+
+
+def _has_avx512() -> bool:
+    """Of the processor that numba compiles for."""
+    return "+avx512f" in (config.CPU_FEATURES or binding.get_host_cpu_features().flatten())
+
+
+@intrinsic
 def store(context: Any, array: Any, index: Any, value: Any) -> Any:
-    """A vector, to `array[index]` and what follows it; one index for each dimension."""
+    """A vector, to `array[index]` and what follows it; `index` as `load` takes it."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, arguments[0], array, arguments[1], index, value)

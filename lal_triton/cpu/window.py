@@ -10,7 +10,7 @@ import numpy as np
 
 from lal_triton.cpu.compiling import inlined
 from lal_triton.cpu.rows import zeros
-from lal_triton.cpu.vectors import broadcast, lanes, load, store, where
+from lal_triton.cpu.vectors import broadcast, lanes, load, slide, store, where
 
 
 class Window(NamedTuple):
@@ -76,45 +76,74 @@ def merge(ring, m, window, weights, i, first_factor, second_factor, out):
     Both rows share the loads of a row that both windows hold, three classes those of weights. The last class is
     computed again where their number is no multiple of three.
     """
-    top, columns, last = (m - window.rows // 2) % len(ring), window.columns, out.shape[1] - 1
+    top, taps, classes = (m - window.rows // 2) % len(ring), weights.shape[1], ring.shape[1]
     first, second = m % len(weights), (m + 1) % len(weights)
-    if window.rows * columns == 1:
+    if taps == 1:
         w, v = load(weights, (first, 0, i), out), load(weights, (second, 0, i), out)
-        for c in range(out.shape[1]):
+        for c in range(classes):
             store(out, (0, c, i), first_factor * (w * load(ring, (top, c, i), out)))
             store(out, (1, c, i), second_factor * (v * load(ring, (wrap(top + 1, ring), c, i), out)))
         return
-    for a in range(0, out.shape[1], 3):
+    zero, last = broadcast(0, out), classes - 1
+    across, of_taps = ring.shape[2], window.columns * out.shape[2]
+    for a in range(0, classes, 3):
         b, c = min(a + 1, last), min(a + 2, last)
-        first_a = broadcast(0, out)
-        first_b, first_c, second_a, second_b, second_c = first_a, first_a, first_a, first_a, first_a
-        for j in range(columns):
-            w = load(weights, (first, j, i), out)
-            first_a += w * load(ring, (top, a, i + j), out)
-            first_b += w * load(ring, (top, b, i + j), out)
-            first_c += w * load(ring, (top, c, i + j), out)
-        t = columns
-        for k in range(1, window.rows):
-            row = wrap(top + k, ring)
-            for j in range(i, i + columns):
-                w, v = load(weights, (first, t, i), out), load(weights, (second, t - columns, i), out)
-                s_a, s_b, s_c = load(ring, (row, a, j), out), load(ring, (row, b, j), out), load(ring, (row, c, j), out)
-                first_a += w * s_a
-                first_b += w * s_b
-                first_c += w * s_c
-                second_a += v * s_a
-                second_b += v * s_b
-                second_c += v * s_c
-                t += 1
-        row = wrap(top + window.rows, ring)
-        for j in range(columns):
-            w = load(weights, (second, t - columns + j, i), out)
-            second_a += w * load(ring, (row, a, i + j), out)
-            second_b += w * load(ring, (row, b, i + j), out)
-            second_c += w * load(ring, (row, c, i + j), out)
-        store(out, (0, a, i), first_factor * first_a)
-        store(out, (0, b, i), first_factor * first_b)
-        store(out, (0, c, i), first_factor * first_c)
-        store(out, (1, a, i), second_factor * second_a)
-        store(out, (1, b, i), second_factor * second_b)
-        store(out, (1, c, i), second_factor * second_c)
+        at, to_b, to_c = (top * classes + a) * across + i, (b - a) * across, (c - a) * across
+        w, v = first * window.rows * of_taps + i, second * window.rows * of_taps + i
+        upper = add_to_one((zero, zero, zero), ring, at, to_b, to_c, weights, w, window.columns)
+        lower = zero, zero, zero
+        for _ in range(1, window.rows):
+            at, w = next_row(at, ring), w + of_taps
+            upper, lower = add_to_both(upper, lower, ring, at, to_b, to_c, weights, w, v, window.columns)
+            v += of_taps
+        lower = add_to_one(lower, ring, next_row(at, ring), to_b, to_c, weights, v, window.columns)
+        store(out, (0, a, i), first_factor * upper[0])
+        store(out, (0, b, i), first_factor * upper[1])
+        store(out, (0, c, i), first_factor * upper[2])
+        store(out, (1, a, i), second_factor * lower[0])
+        store(out, (1, b, i), second_factor * lower[1])
+        store(out, (1, c, i), second_factor * lower[2])
+
+
+@inlined
+def next_row(at, ring):
+    """The index of the memory one row of the ring further."""
+    further = at + ring.shape[1] * ring.shape[2]
+    return further - ring.size if further >= ring.size else further
+
+
+@inlined
+def add_to_one(sums, ring, at, to_b, to_c, weights, w, columns):
+    """Adds a row of the ring to the sums of three classes of one merged row.
+
+    `at` of the ring, `w` of the weights: indices of the memory, since those of dimensions are multiplied for each load.
+    """
+    a, b, c = load(ring, at, ring), load(ring, at + to_b, ring), load(ring, at + to_c, ring)
+    sums = add(sums, load(weights, w, ring), a, b, c)
+    at += lanes(ring) - 1
+    for _ in range(1, columns):
+        at += 1
+        w += weights.shape[2]
+        a, b, c = slide(a, ring, at), slide(b, ring, at + to_b), slide(c, ring, at + to_c)
+        sums = add(sums, load(weights, w, ring), a, b, c)
+    return sums
+
+
+@inlined
+def add_to_both(upper, lower, ring, at, to_b, to_c, weights, w, v, columns):
+    """`add_to_one` for two merged rows, one above the other."""
+    a, b, c = load(ring, at, ring), load(ring, at + to_b, ring), load(ring, at + to_c, ring)
+    upper, lower = add(upper, load(weights, w, ring), a, b, c), add(lower, load(weights, v, ring), a, b, c)
+    at += lanes(ring) - 1
+    for _ in range(1, columns):
+        at += 1
+        w += weights.shape[2]
+        v += weights.shape[2]
+        a, b, c = slide(a, ring, at), slide(b, ring, at + to_b), slide(c, ring, at + to_c)
+        upper, lower = add(upper, load(weights, w, ring), a, b, c), add(lower, load(weights, v, ring), a, b, c)
+    return upper, lower
+
+
+@inlined
+def add(sums, w, a, b, c):
+    return sums[0] + w * a, sums[1] + w * b, sums[2] + w * c
