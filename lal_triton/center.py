@@ -13,6 +13,7 @@ from torch import Tensor
 import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
 from lal_triton import derivatives, ranks, validation
 from lal_triton.labels import INVALID, VOID
+from lal_triton.ops import prepare
 from lal_triton.options import loss_dtype
 from lal_triton.pooling import or_one
 
@@ -27,7 +28,7 @@ def evaluate(
     if validation.has_tangent(features) or validation.has_tangent(centers):
         raise NotImplementedError(derivatives.REFUSAL)
     num_classes, dtype = len(centers), loss_dtype(features)
-    labels, *_ = torch.ops.lal_triton.prepare(target, None, None, num_classes, 1, ignore_index, dtype)
+    labels, *_ = prepare(target, None, None, num_classes, 1, ignore_index, dtype)
     half_squares, counts, sums = _ClassSums.apply(features, labels, centers)
     total = torch.stack([half_squares, (labels != VOID).sum().to(dtype)])
     if process_group is not None:

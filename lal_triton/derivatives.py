@@ -90,8 +90,17 @@ def backward_is_last(gradient: Tensor) -> bool:
     )
 
 
-def transformable(op: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
-    """The op as a function that torch.func differentiates, by what torch.library.register_autograd takes."""
+def transformable(
+    op: Callable[..., Any],
+    implementation: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    eager_backward: Callable[..., Any],
+) -> Any:
+    """The op as a function that torch.func differentiates, by what torch.library.register_autograd takes.
+
+    Plain tensors are spared the dispatcher, and the binding of arguments that a Function with `setup_context` pays for.
+    """
 
     class Transformable(torch.autograd.Function):
         generate_vmap_rule = True
@@ -100,8 +109,19 @@ def transformable(op: Callable[..., Any], setup_context: Callable[..., None], ba
     Transformable.setup_context = staticmethod(setup_context)  # type: ignore[assignment, method-assign]
     Transformable.backward = staticmethod(backward)  # type: ignore[assignment, method-assign]
 
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = implementation(*arguments)
+            setup_context(ctx, arguments, output)
+            return output
+
+    Eager.backward = staticmethod(eager_backward)  # type: ignore[assignment, method-assign]
+
     def call(*arguments: Any) -> Any:
-        return op(*arguments) if torch.compiler.is_compiling() else Transformable.apply(*arguments)
+        if torch.compiler.is_compiling():
+            return op(*arguments)
+        return (Eager if is_plain(arguments[0]) else Transformable).apply(*arguments)
 
     return call
 

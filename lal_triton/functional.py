@@ -29,7 +29,7 @@ from lal_triton import center, derivatives, max_pooling, pooling, reference, sub
 from lal_triton.dispatch import backend_for
 from lal_triton.kernels.configs import upsampling_is_served
 from lal_triton.labels import centre_mask, encode_labels
-from lal_triton.ops import differentiable_local_loss, differentiable_power_norms
+from lal_triton.ops import differentiable_local_loss, differentiable_power_norms, prepare
 from lal_triton.options import KernelSize, LocalLoss, Pooling, Window, loss_dtype, make_options
 
 
@@ -309,11 +309,11 @@ def evaluate(
 
     detached = [None if weights is None else weights.detach() for weights in (weight, pixel_weight)]
     rest = logits.shape[1], options.stride, ignore_index, loss_dtype(logits)
-    labels, omega, mass = torch.ops.lal_triton.prepare(target, *detached, *rest)
+    labels, omega, mass = prepare(target, *detached, *rest)
     class_weight = None
     if reduction != "minkowski" and weight is not None and options.label_smoothing > 0:
         class_weight = detached[0]  # the weights stand inside the cost's two terms
-        omega = torch.ops.lal_triton.prepare(target, None, detached[1], *rest)[1]
+        omega = prepare(target, None, detached[1], *rest)[1]
 
     pooled_by_norm = reduction not in ("none", "max_pooling")
     if backend == "cpu" and pooled_by_norm:

@@ -38,27 +38,35 @@ library.define(
 library.define("scale_rows(Tensor gradient, Tensor factor, ScalarType dtype) -> Tensor")
 
 
-def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The op; its batches under vmap are walked one by one."""
+def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Makes the op; its batches under vmap are walked one by one."""
     library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lal_triton::{name}", fake, lib=library)
     op = getattr(torch.ops.lal_triton, name)
     torch.library.register_vmap(f"lal_triton::{name}", derivatives.map_over_batch(op), lib=library)
-    return op
 
 
 def register_autograd(
     name: str,
+    implementation: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
-    eager_backward: Callable[..., Any] | None = None,
+    eager_backward: Callable[..., Any],
 ) -> Any:
-    """The differentiable op; `eager_backward`, if another, is that of calls that no compiler traces."""
+    """The differentiable op; `eager_backward` is that of plain tensors."""
     torch.library.register_autograd(f"lal_triton::{name}", backward, setup_context=setup_context, lib=library)
-    return derivatives.transformable(getattr(torch.ops.lal_triton, name), setup_context, eager_backward or backward)
+    op = getattr(torch.ops.lal_triton, name)
+    return derivatives.transformable(op, implementation, setup_context, backward, eager_backward)
 
 
-def prepare(
+def prepare(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The op of this name; plain tensors are spared the dispatcher."""
+    if torch.compiler.is_compiling() or not derivatives.is_plain(target):
+        return torch.ops.lal_triton.prepare(target, *rest)
+    return _prepare(target, *rest)
+
+
+def _prepare(
     target: Tensor,
     weight: Tensor | None,
     pixel_weight: Tensor | None,
@@ -206,12 +214,14 @@ def _power_norms_eager_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> t
     return _power_norms_autograd(ctx, gradient, last=last)
 
 
-register("prepare", prepare, _prepare_fake)
+register("prepare", _prepare, _prepare_fake)
 register("local_loss", local_loss, _local_loss_fake)
 register("local_loss_backward", local_loss_backward, _local_loss_backward_fake)
 register("power_norms", power_norms, _power_norms_fake)
 register("scale_rows", scale_rows, _scale_rows_fake)
-differentiable_local_loss = register_autograd("local_loss", _save_local_loss, _local_loss_autograd)
+differentiable_local_loss = register_autograd(
+    "local_loss", local_loss, _save_local_loss, _local_loss_autograd, _local_loss_autograd
+)
 differentiable_power_norms = register_autograd(
-    "power_norms", _save_power_norms, _power_norms_autograd, _power_norms_eager_autograd
+    "power_norms", power_norms, _save_power_norms, _power_norms_autograd, _power_norms_eager_autograd
 )

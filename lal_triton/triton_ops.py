@@ -209,4 +209,4 @@ def _autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None
 
 register("pooled_loss", _pooled_loss, _pooled_loss_fake)
 register("pooled_loss_backward", _pooled_loss_backward, _pooled_loss_backward_fake)
-_differentiable_pooled_loss = register_autograd("pooled_loss", _save, _autograd)
+_differentiable_pooled_loss = register_autograd("pooled_loss", _pooled_loss, _save, _autograd, _autograd)

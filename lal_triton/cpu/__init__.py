@@ -13,6 +13,7 @@ elementary.py exp and log
 vectors.py    columns side by side as one value, which the stages compute with
 rows.py       loops over rows
 bands.py      which rows are a band
+pages.py      memory in huge pages
 compiling.py  where compiled functions are kept
 threads.py    the threads
 """

@@ -12,12 +12,14 @@ from lal_triton.bilinear import Axis
 from lal_triton.cpu import threads
 from lal_triton.cpu.bands import Bands
 from lal_triton.cpu.logits import Tables
+from lal_triton.cpu.pages import advise_huge
 from lal_triton.cpu.sweep import Settings, make_workspace, sweep
 from lal_triton.cpu.window import Window
 from lal_triton.labels import INVALID, centre_mask
 from lal_triton.options import LocalLoss, loss_dtype
 
-NOWHERE = (0, 0, 0, 0)
+Place = tuple[int, ...]  # in a tensor's memory: the first element's, and the strides of C, h and w
+NOWHERE: Place = (0, 0, 0, 0)
 
 
 class Results(NamedTuple):
@@ -76,21 +78,22 @@ def _sweep_images(
     class_weight = np.ones(classes, real) if weight is None else weight.detach().to(dtype).numpy()
     bands = Bands(images, labels.shape[1])
     gradient = torch.empty_like(logits, dtype=dtype) if derive else torch.empty(0, dtype=dtype)
+    advise_huge(gradient)
     map_ = torch.empty(images, 0, 0, dtype=dtype) if losses is None else losses
     scale = torch.ones(images, height, dtype=dtype)
     scales, sums = np.ones((images, bands.count)), np.zeros((images, bands.count))
     planes = [plane.detach().contiguous().numpy() for plane in (labels, omega, map_)]
     tables = _tables(tuple(logits.shape[2:]), tuple(labels.shape[1:]), options.align_corners, dtype)
-    own = threading.local()
+    scale_rows, own = scale.numpy(), threading.local()
 
-    def run(job: tuple[int, int], x: Tensor, place: tuple[int, ...], out: np.ndarray, target: tuple[int, ...]) -> None:
+    def run(job: tuple[int, int], x: np.ndarray, place: Place, out: np.ndarray, target: Place) -> None:
         image, band = job
         if not hasattr(own, "workspace"):
             own.workspace = make_workspace(window, tables, classes, labels.shape[2], dtype)
         label, weights, loss = (plane[image] for plane in planes)
         scales[job], sums[job] = sweep(
             own.workspace,
-            x.numpy(),
+            x,
             place,
             tables,
             label,
@@ -103,34 +106,34 @@ def _sweep_images(
             loss,
             out,
             target,
-            scale.numpy()[image],
+            scale_rows[image],
         )
 
     if tables is None:
         halo = 2 * (options.kernel_height // 2)
 
+        source, sink = _memory(logits), _memory(gradient)
+
         def run_band(job: tuple[int, int]) -> None:
             image, band = job
-            # A sweep reads pairs of rows, and so may read one row below the halo.
-            top, bottom = max(bands.edges[band] - halo, 0), bands.edges[band + 1] + halo + 1
-            x, place = _flat(logits[image])
+            x, place = source, _place(logits, image)
             if logits.dtype != dtype:
-                x, place = _flat(logits[image, :, top:bottom].to(dtype))
-                place = (-top * place[2], *place[1:])
-            out, target = _flat(gradient[image]) if derive else (gradient, NOWHERE)
-            run(job, x, place, out.numpy(), target)
+                # A sweep reads pairs of rows, and so may read one row below the halo.
+                top, bottom = max(bands.edges[band] - halo, 0), bands.edges[band + 1] + halo + 1
+                rows = logits[image : image + 1, :, top:bottom].to(dtype)
+                x, place = _memory(rows), _place(rows, 0, top)
+            run(job, x, place, sink, _place(gradient, image) if derive else NOWHERE)
 
         threads.run(run_band, bands.jobs)
     else:
         low = (_centred(logits.to(dtype)) if options.normalize else logits.to(dtype)).contiguous()
-        parts = [torch.empty(0, 0, 0, dtype=dtype)] * len(bands.jobs)
+        source, parts = _memory(low), [torch.empty(0, 0, 0, dtype=dtype)] * len(bands.jobs)
 
         def run_interpolated(number: int) -> None:
             image, band = bands.jobs[number]
             if derive:
                 parts[number] = torch.zeros(len(bands.low_rows(band, tables)), classes, width, dtype=dtype)
-            x, place = _flat(low[image])
-            run(bands.jobs[number], x, place, parts[number].numpy(), NOWHERE)
+            run(bands.jobs[number], source, _place(low, image), parts[number].numpy(), NOWHERE)
 
         threads.run(run_interpolated, range(len(bands.jobs)))
         if derive:
@@ -181,10 +184,16 @@ def _tables(low: tuple[int, ...], high: tuple[int, ...], align_corners: bool, dt
     return Tables(*of_rows, *of_columns, *low)
 
 
-def _flat(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The memory of a `[C, H, W]` tensor from its first element to its last, and where (c, y, i) lies in it."""
+def _memory(x: Tensor) -> np.ndarray:
+    """All elements of a tensor, in the order of its memory, from its first to its last."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((extent,), (1,)), (0, *x.stride())
+    return x.as_strided((extent if x.numel() else 0,), (1,)).numpy()
+
+
+def _place(x: Tensor, image: int, top: int = 0) -> Place:
+    """Where (c, y, i) of an image lies in the memory of `[N, C, h, w]`, whose first row is number `top`."""
+    of_image, *strides = x.stride()
+    return (image * of_image - top * strides[1], *strides)
 
 
 def _centred(logits: Tensor) -> Tensor:

@@ -75,8 +75,9 @@ class Between(NamedTuple):
 
 
 def make_between(tables, classes, width, dtype):
-    expanded, sums = zeros(dtype, 2, classes, width), zeros(dtype, 3, classes, width)
-    return Between(expanded, zeros(torch.int64, 2), zeros(dtype, tables.width + 1), sums, zeros(torch.int64, 2))
+    expanded, sums, line = zeros(dtype, (2, classes, width), (3, classes, width), (tables.width + 1,))
+    held, passed = zeros(torch.int64, (2,), (2,))
+    return Between(expanded, held, line, sums, passed)
 
 
 @inlined

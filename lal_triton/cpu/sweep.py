@@ -64,16 +64,14 @@ def make_workspace(window, tables, classes, width, dtype):
     vector = BYTES // dtype.itemsize
     whole = -(-width // vector) * vector
     across = whole + -(-2 * border // vector) * vector
-    labels = zeros(torch.int32, rows, across)
+    (labels,) = zeros(torch.int32, (rows, across))
     labels[:] = VOID
-    return Workspace(
-        Rings(labels, *(zeros(dtype, rows, *of, across) for of in ((classes,), (), (classes,)))),
-        make_taps(window, whole, dtype),
-        zeros(dtype, 2, classes, whole),
-        zeros(dtype, 2, PLANES, whole),
-        zeros(dtype, 2, whole),
-        None if tables is None else logits.make_between(tables, classes, whole, dtype),
-    )
+    ring = rows, classes, across
+    shapes = ring, (rows, across), ring, (2, classes, whole), (2, PLANES, whole), (2, whole)
+    scores, rstds, slopes, f, planes, inverse_xi = zeros(dtype, *shapes)
+    between = None if tables is None else logits.make_between(tables, classes, whole, dtype)
+    rings, taps = Rings(labels, scores, rstds, slopes), make_taps(window, whole, dtype)
+    return Workspace(rings, taps, f, planes, inverse_xi, between)
 
 
 @inlined

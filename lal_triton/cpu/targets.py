@@ -10,6 +10,8 @@ from lal_triton.cpu.bands import Bands
 from lal_triton.cpu.compiling import compiled
 from lal_triton.labels import INVALID, VOID
 
+PIXELS_OF_A_THREAD = 2**17  # fewer take less time than waking a thread does
+
 
 def prepare(
     target: Tensor,
@@ -38,7 +40,7 @@ def prepare(
         planes = of_classes, own, encoded[image], weights[image]
         sums[job], right[job] = encode(targets[image], first, last, num_classes, ignore_index, stride, *planes)
 
-    threads.run(run, bands.jobs)
+    threads.run(run, bands.jobs, most=1 + target.numel() // PIXELS_OF_A_THREAD)
     if not right.all():
         validation.check_values(target, weight, pixel_weight, num_classes, ignore_index)
     return labels, omega, torch.from_numpy(sums.sum(1)).to(dtype)

@@ -12,9 +12,9 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 os.register_at_fork(after_in_child=_pools.clear)  # a child has none of its parent's threads
 
 
-def run(job: Callable[[Any], None], items: Sequence[Any]) -> None:
-    """job(item) for all of the items, in any order; the caller's thread works, too."""
-    others = min(torch.get_num_threads(), len(items)) - 1
+def run(job: Callable[[Any], None], items: Sequence[Any], most: int | None = None) -> None:
+    """job(item) for all of the items, in any order, on `most` threads; the caller's thread is one of them."""
+    others = min(torch.get_num_threads(), len(items), len(items) if most is None else most) - 1
     numbers = itertools.count()
 
     def work() -> None:

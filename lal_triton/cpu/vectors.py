@@ -139,7 +139,10 @@ def lanes(context: Any, array: Any) -> Any:
 
 @intrinsic
 def load(context: Any, array: Any, index: Any, like: Any) -> Any:
-    """As many elements as `like` has lanes, from `array[index]` on; an index for each dimension, or one for the memory."""
+    """As many elements as `like` has lanes, from `array[index]` on.
+
+    index: one integer for each dimension, or one for the array's memory.
+    """
     vector = Vector(array.dtype, lanes_of(like.dtype))
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
@@ -174,7 +177,7 @@ def slide(context: Any, before: Any, array: Any, last: Any) -> Any:
 
 def _has_avx512() -> bool:
     """Of the processor that numba compiles for."""
-    return "+avx512f" in (config.CPU_FEATURES or binding.get_host_cpu_features().flatten())
+    return "+avx512f" in (vars(config)["CPU_FEATURES"] or binding.get_host_cpu_features().flatten())
 
 
 @intrinsic

@@ -33,8 +33,8 @@ class Taps(NamedTuple):
 
 def make_taps(window, width, dtype):
     shape = window.rows // 2 + 2, window.rows * window.columns, width
-    weights = zeros(dtype, *shape)
-    return Taps(weights, weights if window.symmetric else zeros(dtype, *shape))
+    weights, *mirrored = zeros(dtype, *[shape] * (1 if window.symmetric else 2))
+    return Taps(weights, *mirrored or [weights])
 
 
 @inlined
