@@ -49,7 +49,7 @@ class Rings(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Of a thread, for one band after the other. W is rounded up to whole vectors."""
+    """Of a thread, for one band after the other. W is rounded up to an odd number of vectors."""
 
     rings: Rings
     taps: Taps
@@ -61,9 +61,8 @@ class Workspace(NamedTuple):
 
 def make_workspace(window, tables, classes, width, dtype):
     rows, border = window.rows + 1, window.columns // 2
-    vector = BYTES // dtype.itemsize
-    whole = -(-width // vector) * vector
-    across = whole + -(-2 * border // vector) * vector
+    whole = _padded(width, dtype)
+    across = _padded(whole + 2 * border, dtype)
     (labels,) = zeros(torch.int32, (rows, across))
     labels[:] = VOID
     ring = rows, classes, across
@@ -72,6 +71,12 @@ def make_workspace(window, tables, classes, width, dtype):
     between = None if tables is None else logits.make_between(tables, classes, whole, dtype)
     rings, taps = Rings(labels, scores, rstds, slopes), make_taps(window, whole, dtype)
     return Workspace(rings, taps, f, planes, inverse_xi, between)
+
+
+def _padded(columns, dtype):
+    """An odd number of vectors: rows that lie a power of two apart share few sets of a cache."""
+    vector = BYTES // dtype.itemsize
+    return (-(-columns // vector) | 1) * vector
 
 
 @inlined
