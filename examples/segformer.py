@@ -1,6 +1,6 @@
 """Trains a small SegFormer on the shipped image, with the loss taken directly on its logits at a quarter of the size.
 
-pip install -e ".[bench,examples]" && python examples/segformer.py
+pip install -e ".[examples]" && python examples/segformer.py
 """
 
 import argparse

@@ -103,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--head", choices=("bilinear", "deconv"), default="bilinear", help="of VOC's network: what upsamples the logits"
     )
-    train.add_argument("--loss", nargs="+", metavar="NAME", help="default: all; the README lists them")
+    train.add_argument("--loss", nargs="+", metavar="NAME", help="default: all; docs/training.md lists them")
     train.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with voc 0")
     train.add_argument("--iterations", type=_positive, help="default: the recipe's (VOC: 20,000)")
     train.add_argument("--batch-size", type=_positive, help="over all processes; default: the recipe's (VOC: 2)")

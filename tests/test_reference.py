@@ -73,7 +73,7 @@ def test_merge_is_differentiable_and_float32_for_half():
 
 
 def test_floor_of_perfect_logits():
-    """The figures of the README: what an interior pixel costs when its logits are as sure as a float can be."""
+    """The figures of docs/semantics.md: what an interior pixel costs when its logits are as sure as a float can be."""
     target = torch.zeros(1, 15, 15, dtype=torch.long)
     logits = torch.zeros(1, 21, 15, 15, dtype=torch.float64)
     logits[:, 0] = 1e6
