@@ -44,6 +44,7 @@ class Case(NamedTuple):
     upsampling: int = 1
     memory_sweep: bool = False  # one repeat, as memory is what matters
     beside: int = 0  # busy processes
+    one_thread: bool = False  # of torch and of ours; else as many as torch uses
 
     @property
     def label(self) -> str:
@@ -91,14 +92,14 @@ def plan_full_resolution(settings: Settings) -> list[Case]:
                 if at_headline:
                     slow.append(Case("shift_add", None, True, k, *at, not_quick))
     if settings.device.type == "cpu":
-        cases += [
-            case._replace(beside=torch.get_num_threads()) for case in cases if _runs_beside_others(case, settings)
-        ]
+        threads, again = torch.get_num_threads(), [case for case in cases if _runs_again(case, settings)]
+        cases += [case._replace(one_thread=True) for case in again if threads > 1]
+        cases += [case._replace(beside=threads) for case in again]
     return cases + slow
 
 
-def _runs_beside_others(case: Case, settings: Settings) -> bool:
-    """Cross-entropy and our losses where all kernel sizes are compared, at one of them."""
+def _runs_again(case: Case, settings: Settings) -> bool:
+    """On one thread and beside others: cross-entropy and our losses at the headline size, at one kernel size."""
     named = case.name in ("cross_entropy", "own_cross_entropy", "lal") and not case.compiled
     return named and case.size == settings.size and case.kernel_size in (None, settings.sweep_kernel_size)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lal_triton.benchmarks import environment, peers
 from lal_triton.benchmarks.capacity import GIB, bytes_needed
 from lal_triton.benchmarks.cases import Case, Settings, plan
-from lal_triton.benchmarks.load import busy_processes
+from lal_triton.benchmarks.load import busy_processes, torch_threads
 from lal_triton.benchmarks.memory import peak_bytes
 from lal_triton.benchmarks.network import predict
 from lal_triton.benchmarks.scenes import VOID, Scene, make_batch
@@ -71,6 +71,7 @@ def measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
         "upsampling": case.upsampling,
         "memory_sweep": case.memory_sweep,
         "beside": case.beside,
+        "one_thread": case.one_thread,
         "dtype": str(case.dtype).removeprefix("torch."),
         "logits_bytes": case.full_bytes // case.upsampling**2,
         "full_bytes": case.full_bytes,
@@ -106,7 +107,7 @@ def _measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
     value = loss(logits).item()
     step()  # compiles, where there is something to compile
     peak = peak_bytes(step, settings.device)
-    with busy_processes(case.beside):
+    with busy_processes(case.beside), torch_threads(1 if case.one_thread else torch.get_num_threads()):
         timings = time_step(loss, logits, effort)
     return [_row(phase, timings[phase], loss=value, peak_bytes=peak if phase == "step" else None) for phase in PHASES]
 

@@ -32,7 +32,11 @@ def format_table(results: dict[str, Any]) -> str:
 
 def _setting(row: Row) -> tuple[Any, ...]:
     sizes = row["batch_size"], row["num_classes"], row["height"], row["width"]
-    return row["dtype"], upsampling(row), row.get("memory_sweep", False), row.get("beside", 0), *sizes
+    return row["dtype"], upsampling(row), row.get("memory_sweep", False), *_circumstances(row), *sizes
+
+
+def _circumstances(row: Row) -> tuple[bool, int]:
+    return row.get("one_thread", False), row.get("beside", 0)
 
 
 def upsampling(row: Row) -> int:
@@ -46,6 +50,8 @@ def _format_setting(rows: list[Row]) -> Iterator[str]:
     )
     if upsampling(first) > 1:
         title += f", logits upsampled x {upsampling(first)}"
+    if first.get("one_thread"):
+        title += ", on one thread"
     if first.get("beside"):
         title += f", beside {first['beside']} busy processes"
     copies = [row for row in rows if row["phase"] == "copy" and row["median_ms"]]

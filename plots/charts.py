@@ -87,7 +87,7 @@ def draw(results: Path, output: Path) -> list[Path]:
         raise ValueError(f"{results} is not a results file of `lal-triton bench`") from None
     every_step = [row for row in rows if row["phase"] == "step"]
     full = [row for row in every_step if row.get("upsampling", 1) == 1]
-    steps = [row for row in full if not row["skipped"] and not row.get("beside")]
+    steps = [row for row in full if not (row["skipped"] or row.get("beside") or row.get("one_thread"))]
     small = [row for row in every_step if row.get("upsampling", 1) > 1]
     written = []
     for chart in CHARTS:

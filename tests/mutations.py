@@ -371,8 +371,8 @@ MUTATIONS = [
     Mutation(
         "classes beyond a multiple of three forgotten",
         "lal_triton/cpu/window.py",
-        "for a in range(0, out.shape[1], 3):",
-        "for a in range(0, max(out.shape[1] - 2, 1), 3):",
+        "for a in range(0, classes, 3):",
+        "for a in range(0, max(classes - 2, 1), 3):",
         "tests/test_mutants.py -k one_label",
     ),
     Mutation(
@@ -385,8 +385,8 @@ MUTATIONS = [
     Mutation(
         "taps of the upper row for both of a pair",
         "lal_triton/cpu/window.py",
-        "load(weights, (second, t - columns, i), out)\n                s_a",
-        "load(weights, (first, t - columns, i), out)\n                s_a",
+        "second * window.rows * of_taps + i",
+        "first * window.rows * of_taps + i",
         CPU,
     ),
     Mutation(
@@ -399,9 +399,30 @@ MUTATIONS = [
     Mutation(
         "columns beyond a whole vector forgotten",
         "lal_triton/cpu/sweep.py",
-        "whole = -(-width // vector) * vector",
-        "whole = max(width // vector, 1) * vector",
+        "(-(-columns // vector) | 1) * vector",
+        "max(columns // vector, 1) * vector",
         "tests/test_mutants.py -k one_label",
+    ),
+    Mutation(
+        "element shifted in at the wrong end",
+        "lal_triton/cpu/vectors.py",
+        "list(range(1, before.lanes + 1))",
+        "list(range(before.lanes))",
+        "tests/test_cpu.py -k slides",
+    ),
+    Mutation(
+        "slid vector one element early where there is no AVX-512",
+        "lal_triton/cpu/vectors.py",
+        "types.intp, 1 - before.lanes",
+        "types.intp, -before.lanes",
+        "tests/test_cpu.py -k slides",
+    ),
+    Mutation(
+        "no huge pages",
+        "lal_triton/cpu/pages.py",
+        "size < LARGE_BYTES",
+        "size > LARGE_BYTES",
+        "tests/test_cpu.py -k huge",
     ),
     Mutation("mean not divided, cpu", "lal_triton/cpu/backend.py", " / total.numpy()", "", CPU),
     Mutation(

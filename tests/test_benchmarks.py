@@ -276,7 +276,7 @@ def test_a_run_records_every_case_and_phase(results):
     assert {"device", "cpu", "cores", "torch", "triton", "numpy", "numba", "python", "commit", "date"} <= set(
         data["environment"]
     )
-    keys = ("name", "backend", "compiled", "kernel_size", "height", "dtype", "phase", "beside")
+    keys = ("name", "backend", "compiled", "kernel_size", "height", "dtype", "phase", "beside", "one_thread")
     rows = {tuple(row[key] for key in keys): row for row in data["rows"]}
     assert len(rows) == len(data["rows"])
     planned = cases.plan(tiny_settings())
@@ -289,7 +289,8 @@ def test_a_run_records_every_case_and_phase(results):
 
 def test_a_run_computes_the_same_loss_in_every_implementation(results):
     rows = [row for row in json.loads(results.read_text())["rows"] if row["kernel_size"] and row["loss"]]
-    assert len(rows) == (3 * 3 + 1) * 3  # implementations and cases, ours beside busy processes; phases
+    again = 1 + (torch.get_num_threads() > 1)  # ours beside busy processes, and on one thread where there are more
+    assert len(rows) == (3 * 3 + again) * 3  # implementations and cases; phases
     for row in rows:
         alike = [r["loss"] for r in rows if (r["kernel_size"], r["height"]) == (row["kernel_size"], row["height"])]
         assert alike == pytest.approx([row["loss"]] * len(alike), rel=1e-5)
@@ -310,9 +311,11 @@ def test_the_table_shows_every_loss_within_120_columns(results):
     data = json.loads(results.read_text())
     text = table.format_table(data)
     assert max(map(len, text.splitlines())) <= 120
-    assert text.count("lal_triton (cpu)") == 4
-    beside = text.split(f"beside {torch.get_num_threads()} busy processes")[1]
-    assert [beside.count(name) for name in ("F.cross_entropy ", "lal_triton CE (cpu)", "lal_triton (cpu)")] == [1, 1, 1]
+    threads = torch.get_num_threads()
+    assert text.count("lal_triton (cpu)") == 4 + (threads > 1)
+    for circumstance in [f"beside {threads} busy processes"] + ["on one thread"] * (threads > 1):
+        again = text.split(circumstance)[1].split("\n\n")[0]
+        assert all(again.count(name) == 1 for name in ("F.cross_entropy ", "lal_triton CE (cpu)", "lal_triton (cpu)"))
     assert text.count("skipped: RuntimeError: No working C++ compiler found") == 1
 
 
@@ -325,8 +328,16 @@ def test_busy_processes_run_until_the_block_ends():
     assert os.times().children_user > before
 
 
-def test_a_gpu_is_not_measured_beside_busy_processes():
-    assert {case.beside for case in cases.plan(tiny_settings(device=torch.device("cuda")))} == {0}
+def test_a_gpu_is_not_measured_beside_busy_processes_nor_on_one_thread():
+    planned = cases.plan(tiny_settings(device=torch.device("cuda")))
+    assert {(case.beside, case.one_thread) for case in planned} == {(0, False)}
+
+
+def test_a_loss_on_one_thread_leaves_torch_its_threads():
+    before = torch.get_num_threads()
+    with load.torch_threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
 
 
 def test_cases_that_take_long_to_compile_come_last():
@@ -354,7 +365,11 @@ def test_plots_leave_out_what_was_skipped(results):
     from lal_triton.plots import charts
 
     data = json.loads(results.read_text())
-    steps = [row for row in data["rows"] if row["phase"] == "step" and not (row["skipped"] or row["beside"])]
+    steps = [
+        row
+        for row in data["rows"]
+        if row["phase"] == "step" and not (row["skipped"] or row["beside"] or row["one_thread"])
+    ]
     figure = charts.draw_chart(charts.CHARTS[0], charts.comparable(steps, "kernel_size"), data["environment"])
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert set(lines) == {"LAL by F.unfold", "LAL by shift-and-add", "lal_triton (cpu)", "F.cross_entropy"}

@@ -1,10 +1,13 @@
 """The compiled CPU backend as a piece of software: threads, processes, its cache, and what runs where it cannot."""
 
+import mmap
 import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from problems import cpu_only, make_problem, value_and_gradient
@@ -31,6 +34,49 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("avx512", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_vector_slides_by_one_element(monkeypatch, avx512, dtype):
+    import numba
+
+    from lal_triton.cpu import vectors
+    from lal_triton.cpu.compiling import OPTIONS
+    from lal_triton.cpu.vectors import lanes, load, slide, store
+
+    monkeypatch.setattr(vectors, "_has_avx512", lambda: avx512)
+
+    @numba.njit(**OPTIONS)
+    def move(numbers, out):
+        store(out, 0, slide(load(numbers, 0, numbers), numbers, lanes(numbers)))
+        return lanes(numbers)
+
+    numbers, out = np.arange(40, dtype=dtype), np.zeros(16, dtype)
+    count = move(numbers, out)
+    assert out[:count].tolist() == numbers[1 : count + 1].tolist()
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="huge pages are Linux's")
+def test_a_large_gradient_has_huge_pages():
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no huge pages")
+    logits = torch.zeros(1, 4, 1024, 4096, requires_grad=True)  # 64 MB: a mapping of its own
+    gradient = torch.autograd.grad(cross_entropy(logits, torch.zeros(1, 1024, 4096).long()), logits)[0]
+    assert "hg" in flags_of_memory(gradient.data_ptr() + gradient.nbytes // 2)
+
+
+def flags_of_memory(address):
+    """Of the mapping that holds an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(edge, 16) for edge in first.split("-"))
+            inside = begin <= address < end
+        elif inside and first == "VmFlags:":
+            return line.split()[1:]
+    raise AssertionError(f"no mapping holds {address:#x}")
 
 
 @pytest.mark.parametrize("low", [(150, 40), (37, 10)], ids=["equal sizes", "upsampled"])

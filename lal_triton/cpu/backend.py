@@ -112,17 +112,16 @@ def _sweep_images(
     if tables is None:
         halo = 2 * (options.kernel_height // 2)
 
-        source, sink = _memory(logits), _memory(gradient)
+        sink = _memory(gradient)
 
         def run_band(job: tuple[int, int]) -> None:
             image, band = job
-            x, place = source, _place(logits, image)
+            rows, top = logits[image : image + 1], 0
             if logits.dtype != dtype:
                 # A sweep reads pairs of rows, and so may read one row below the halo.
                 top, bottom = max(bands.edges[band] - halo, 0), bands.edges[band + 1] + halo + 1
-                rows = logits[image : image + 1, :, top:bottom].to(dtype)
-                x, place = _memory(rows), _place(rows, 0, top)
-            run(job, x, place, sink, _place(gradient, image) if derive else NOWHERE)
+                rows = rows[:, :, top:bottom].to(dtype)
+            run(job, _memory(rows), _place(rows, 0, top), sink, _place(gradient, image) if derive else NOWHERE)
 
         threads.run(run_band, bands.jobs)
     else:
