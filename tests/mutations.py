@@ -605,12 +605,14 @@ MUTATIONS = [
         "((powers - level) / norm).exp()",
         "tests/test_max_pooling.py -k 'optimal or limits'",
     ),
-    Mutation("no ignore_index", "lal_triton/cpu/targets.py", "if label == ignore_index:", "if label == -7:", CPU),
+    Mutation(
+        "no ignore_index", "lal_triton/cpu/targets.py", "VOID if label == ignore_index", "VOID if label == -7", CPU
+    ),
     Mutation(
         "pixel weights forgotten",
         "lal_triton/cpu/targets.py",
-        "value = value * factor if",
-        "value = value if",
+        "value[i] * factor[i] if",
+        "value[i] if",
         "tests/test_reference.py -k 'equations and pixel_weight'",  # of a CPU's reference this makes the weights, too
     ),
     Mutation(

@@ -6,13 +6,15 @@ import mmap
 import torch
 
 LARGE_BYTES = 2**22
+ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
+libc = ctypes.CDLL(None) if ADVICE is not None else None
 
 
 def advise_huge(tensor: torch.Tensor) -> None:
     """Asks Linux to map a new tensor's memory in huge pages; where it has none, nothing changes."""
-    advice, size = getattr(mmap, "MADV_HUGEPAGE", None), tensor.numel() * tensor.itemsize
-    if advice is None or size < LARGE_BYTES:
+    size = tensor.numel() * tensor.itemsize
+    if libc is None or size < LARGE_BYTES:
         return
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = tensor.data_ptr() + size - begin
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), advice)
+    libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), ADVICE)
