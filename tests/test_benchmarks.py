@@ -319,6 +319,20 @@ def test_the_table_shows_every_loss_within_120_columns(results):
     assert text.count("skipped: RuntimeError: No working C++ compiler found") == 1
 
 
+@pytest.mark.long
+def test_every_stage_of_the_cpu_is_timed(monkeypatch, capsys):
+    from lal_triton.benchmarks import cpu_stages
+
+    monkeypatch.setattr(sys, "argv", ["cpu_stages", "--num-classes", "4", "--width", "32"])
+    cpu_stages.main()
+    times = {
+        line[:20].strip(): [float(number) for number in line[20:].split()]
+        for line in capsys.readouterr().out.splitlines()
+    }
+    assert times.keys() == cpu_stages.STAGES.keys()
+    assert all(0 < least <= median for least, median in times.values())
+
+
 def test_busy_processes_run_until_the_block_ends():
     with load.busy_processes(2) as processes:
         assert [process.poll() for process in processes] == [None, None]

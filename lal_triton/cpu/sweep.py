@@ -80,7 +80,7 @@ def _padded(columns, dtype):
 
 
 @inlined
-def enter(x, place, tables, between, y, labels, border, width, z):
+def fetch_row(x, place, tables, between, y, labels, border, width, z):
     """Row y of the logits at full resolution."""
     if tables is None:
         logits.read(x, place, y, labels[border : border + width], border, z)
@@ -98,7 +98,7 @@ def standardise(z, rstd, border, width, eps):
 
 
 @inlined
-def prepare(rings, x, place, tables, between, y, labels, border, settings):
+def score_row(rings, x, place, tables, between, y, labels, border, settings):
     """Labels and scores of row y, to the rings; outside of the image, void and 0."""
     height, width = labels.shape
     at = y % len(rings.labels)
@@ -106,9 +106,9 @@ def prepare(rings, x, place, tables, between, y, labels, border, settings):
     if 0 <= y < height:
         for i in range(width):
             row[border + i] = labels[y, i]
-        enter(x, place, tables, between, y, row, border, width, z)
+        fetch_row(x, place, tables, between, y, row, border, width, z)
         if settings.normalize and not standardise(z, rstd, border, width, settings.eps):
-            enter(x, place, tables, between, y, row, border, width, z)
+            fetch_row(x, place, tables, between, y, row, border, width, z)
             for i in range(border, border + width):
                 score_large(z, rstd, i, settings.eps)
     else:
@@ -118,7 +118,7 @@ def prepare(rings, x, place, tables, between, y, labels, border, settings):
 
 
 @inlined
-def lose(rings, m, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width):
+def losses_of_pair(rings, m, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width):
     """The losses of rows m and m + 1, whose windows are complete."""
     border = window.columns // 2
     for n in range(2):
@@ -176,11 +176,13 @@ def sweep(
     scale, total = one if settings.p == one else settings.tiny, 0.0
     for y in range(first - up - back, last + up + back, 2):
         for entered in range(y, y + 2):
-            prepare(rings, x, place, tables, between, entered, labels, border, settings)
+            score_row(rings, x, place, tables, between, entered, labels, border, settings)
 
         first_merged = y - up  # its window is complete, and that of the row below
         if first_merged >= first - back:
-            lose(rings, first_merged, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width)
+            losses_of_pair(
+                rings, first_merged, window, taps, class_weight, whole, settings, f, inverse_xi, planes, width
+            )
         for n in range(2):
             m = first_merged + n
             own, slope = rings.labels[m % len(rings.labels)], rings.slopes[m % len(rings.slopes)]
