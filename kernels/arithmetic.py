@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.strips import LN2
+from lal_triton.kernels.window import LN2
 
 
 @triton.jit

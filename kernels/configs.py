@@ -26,15 +26,15 @@ Config = dict[str, int]
 #   local_loss_fwd,     rows, columns, strips: a program is strips x columns lanes, each owns `rows` pixels of a column;
 #   local_cost_bwd      rows x strips is a power of two and at most BAND_ROWS
 #   merge_bwd           and groups: of classes, that as many warps per strip work on at the same time
-#   step                keep: 1 if the forward keeps exp(f_c - f_y) of the logits' size, 0 if the backward merges again
-#   upsampled_loss_fwd, classes: of a block; lanes_per_slot: a program's threads over the slots of a frame; num_stages
-#   upsampled_loss_bwd
+#   step                saves_exp: 1 if the forward saves exp(f_c - f_y), 0 if the backward merges again
+#   upsampled_loss_fwd, classes: of a block; lanes_per_slot: a program's threads over the pixels of a footprint;
+#   upsampled_loss_bwd  num_stages
 FAMILIES = {
     "prepare": ("columns",),
     "local_loss_fwd": ("rows", "columns", "strips"),
     "local_cost_bwd": ("rows", "columns", "strips"),
     "merge_bwd": ("rows", "columns", "strips", "groups"),
-    "step": ("keep",),
+    "step": ("saves_exp",),
     "upsampled_loss_fwd": ("classes", "lanes_per_slot", "num_stages"),
     "upsampled_loss_bwd": ("classes", "lanes_per_slot", "num_stages"),
 }
@@ -175,10 +175,10 @@ def pooled_size(shape: Sequence[Any], reduction: str) -> Any:
 
 SCRATCH_BYTES = 64 * 2**20  # of a backward, which takes as many images, or rows of tiles, at once as fit
 
-# The loss through an upsampling: the tiles of pixels to choose from, and the slots of a frame of low-resolution pixels,
+# The loss through an upsampling: the tiles of pixels to choose from, and the low-resolution pixels of its footprint,
 # which is the depth of the products on the tensor cores.
 TILES = ((8, 8), (4, 4))
-MOST_SLOTS = 64
+MOST_FOOTPRINT = 64
 LOW_RESOLUTION_BLOCK = 32
 LOW_RESOLUTION_CLASSES = 16
 LOW_RESOLUTION_LANES = 128
@@ -187,27 +187,27 @@ CELLS = 128  # of a program of `interpolated_rstd_kernel`, one to a lane
 
 
 def padded_span(span: int) -> int:
-    """Slots of a frame along an axis: a power of two; 16 slots are the fewest that tensor cores multiply."""
+    """Low-resolution pixels of a footprint along an axis: a power of two; tensor cores multiply no fewer than 16."""
     return max(4, 1 << (span - 1).bit_length())
 
 
 def upsampling_is_served(low: Sequence[int], high: Sequence[int], options: LocalLoss) -> bool:
-    """Whether some tile surely has a frame of few enough slots: all ratios from 2 on, and windows not too large."""
+    """Whether some tile surely has a small enough footprint: all ratios from 2 on, and windows not too large."""
     kernel = options.kernel_height, options.kernel_width
-    slots = 1
-    for size, full, reach, tile in zip(low, high, kernel, TILES[-1], strict=True):
-        slots *= padded_span(min(size, (tile + reach - 2) * size // full + 3))
-    return slots <= MOST_SLOTS
+    size = 1
+    for part, full, reach, tile in zip(low, high, kernel, TILES[-1], strict=True):
+        size *= padded_span(min(part, (tile + reach - 2) * part // full + 3))
+    return size <= MOST_FOOTPRINT
 
 
-def keep_is_chosen(kernel_size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the forward shall keep what spares the backward a merge; the number of classes has no say in it."""
+def saves_exp(kernel_size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the forward shall save exp(f_c - f_y), which spares the backward a merge: for any number of classes."""
     name = str(dtype).removeprefix("torch.")
-    return bool(find(Setting("step", kernel_size, name, 0, 1), device)["keep"])
+    return bool(find(Setting("step", kernel_size, name, 0, 1), device)["saves_exp"])
 
 
-def keeps(options: LocalLoss, num_classes: int, upsampled: bool) -> bool:
-    """Whether the forward can do so: a gradient is divided by 1 + the sum of what is kept, and must not vanish."""
+def may_save_exp(options: LocalLoss, num_classes: int, upsampled: bool) -> bool:
+    """Whether it is safe: a gradient is divided by 1 + the sum of what is saved, and must not vanish."""
     return options.exp_is_bounded(num_classes, limit=40.0) and options.label_smoothing == 0 and not upsampled
 
 
@@ -222,13 +222,13 @@ PLANES = (
 )
 
 
-def state_planes(options: LocalLoss, num_classes: int, upsampled: bool, keep: bool) -> tuple[str, ...]:
+def workspace_planes(options: LocalLoss, num_classes: int, upsampled: bool, saves_exp: bool) -> tuple[str, ...]:
     """Which PLANES, `[N, H, W]` each, the forward leaves for the backward."""
     there = {
         "own_logit": not upsampled,
         "mean": options.normalize and not upsampled,
         "rstd": options.normalize,
         "top": not options.exp_is_bounded(num_classes),
-        "inverse": keep,
+        "inverse": saves_exp,
     }
     return tuple(name for name in PLANES if there.get(name, True))

@@ -1,17 +1,18 @@
 # mypy: ignore-errors
 # ruff: noqa: RUF005
-"""The map of per-pixel losses: merge, log-sum-exp and local cost in one pass over the logits."""
+"""The map of per-pixel losses: merge, log-sum-exp and the pixel's loss in one pass over the logits."""
 
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.cost import class_weight_sum, local_cost, surprise_and_miss
-from lal_triton.kernels.launching import kernel
-from lal_triton.kernels.state import INVERSE, LOSSES, TOP, TOTAL, find_plane
-from lal_triton.kernels.strips import (
+from lal_triton.kernels.pixel_loss import gather_class_weights, nll_and_one_minus_p, pixel_loss, sum_class_weights
+from lal_triton.kernels.planes import INVERSE, LOSSES, TOP, TOTAL, find_plane
+from lal_triton.kernels.records import Strides
+from lal_triton.kernels.window import (
     INVALID,
     LN2,
     VOID,
+    View,
     fill_zero,
     is_inside,
     is_labelled,
@@ -23,66 +24,35 @@ from lal_triton.kernels.strips import (
 
 
 @triton.jit
-def gather_weights(class_weight, own, TH: tl.constexpr, WEIGHTED: tl.constexpr):
-    """The class weights of the lane's own labels, 0 where there is none."""
-    weights = ()
-    for j in tl.static_range(TH):
-        if WEIGHTED:
-            weights = weights + (tl.load(class_weight + own[j], mask=own[j] >= 0, other=0.0).to(tl.float32),)
-        else:
-            weights = weights + (tl.where(own[j] >= 0, 1.0, 0.0),)
-    return weights
-
-
-@triton.jit
-def sum_exp(
-    view,
-    kept,
-    weights,
-    start,
-    own_merged,
-    pivot,
-    site,
-    class_weight,
-    C,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TH: tl.constexpr,
-    SCALED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    KEEP: tl.constexpr,
-    LARGE: tl.constexpr,
-    FAST: tl.constexpr,
-):
+def sum_exp(view, saved, merge, own_merged, class_weight_ptr, C, S: tl.constexpr, L: tl.constexpr, FAST: tl.constexpr):
     """Per output row: sum over c != y of exp(f_c - top); top, which is f_y if BOUNDED; sum of w_c (f_c - f_y).
 
-    With KEEP exp(f_c - f_y) of every class goes to `kept`, a view as that of the logits.
+    With SAVES_EXP exp(f_c - f_y) of every class goes to the view `saved`.
     """
-    pointer, stride_c, stride_h, stride_w = view
-    own, row, col, H, W = site[3:]
+    ROWS: tl.constexpr = S.ROWS
+    near = merge.near
+    pointer = view.pointer
     total = ()
     top = own_merged
-    drift = ()
-    for j in tl.static_range(TH):
-        zero = tl.zeros_like(start[j])
+    smoothing_sum = ()
+    for j in tl.static_range(ROWS):
+        zero = tl.zeros_like(merge.start[j])
         total = total + (zero,)
-        drift = drift + (zero,)
+        smoothing_sum = smoothing_sum + (zero,)
     for c in range(C):
-        merged = merge_class(start, pointer, stride_h, stride_w, weights, pivot, site, KH, KW, TH, SCALED, LARGE, FAST)
+        merged = merge_class(pointer, view.strides, merge, S, S.NORMALIZE, FAST)
         new_total = ()
         new_top = ()
-        new_drift = ()
-        for j in tl.static_range(TH):
+        new_sum = ()
+        for j in tl.static_range(ROWS):
             # without the own class, whose term is known, what is small keeps its digits
-            other = own[j] != c
-            if BOUNDED:
+            other = near.own[j] != c
+            if L.BOUNDED:
                 difference = merged[j] * LN2
                 ratio = tl.exp2(merged[j])
-                if KEEP:
-                    kept_ptr = kept[0] + wide(c) * kept[1] + j * kept[2]
-                    tl.store(kept_ptr, ratio, mask=is_inside(row + j, col, H, W))
+                if S.SAVES_EXP:
+                    saved_ptr = saved.pointer + wide(c) * saved.strides.c + j * saved.strides.h
+                    tl.store(saved_ptr, ratio, mask=is_inside(near.row + j, near.col, near.H, near.W))
                 new_total = new_total + (total[j] + tl.where(other, ratio, 0.0),)
                 new_top = top
             else:
@@ -91,159 +61,71 @@ def sum_exp(
                 so_far = total[j] * tl.exp(top[j] - highest)
                 new_total = new_total + (so_far + tl.where(other, tl.exp(merged[j] - highest), 0.0),)
                 new_top = new_top + (highest,)
-            if SMOOTHING:
+            if L.HAS_SMOOTHING:
                 w = 1.0
-                if WEIGHTED:
-                    w = tl.load(class_weight + c).to(tl.float32)
-                new_drift = new_drift + (drift[j] + w * difference,)
+                if L.HAS_CLASS_WEIGHT:
+                    w = tl.load(class_weight_ptr + c).to(tl.float32)
+                new_sum = new_sum + (smoothing_sum[j] + w * difference,)
             else:
-                new_drift = drift
+                new_sum = smoothing_sum
         total = new_total
         top = new_top
-        drift = new_drift
-        pointer += stride_c
-    return total, top, drift
+        smoothing_sum = new_sum
+        pointer += view.strides.c
+    return total, top, smoothing_sum
 
 
-@kernel
+@triton.jit
 def local_loss_fwd_kernel(
-    kept,
-    state,
-    logits,
-    labels,
-    class_weight,
-    window,
-    H,
-    W,
-    C,
-    plane_size,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    centre_stride,
-    smoothing,
-    alpha,
-    gamma,
-    WINDOW: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TH: tl.constexpr,
-    TW: tl.constexpr,
-    G: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BY_WEIGHT: tl.constexpr,
-    FOCAL: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    KEEP: tl.constexpr,
-    LARGE: tl.constexpr,
-    BAND: tl.constexpr,
-    PLACES: tl.constexpr,
+    saved_exp_ptr,
+    workspace_ptr,
+    logits_ptr,
+    labels_ptr,
+    class_weight_ptr,
+    window_ptr,
+    size,
+    strides,
+    options,
+    S: tl.constexpr,
+    L: tl.constexpr,
 ):
-    n, _pixel, state, pointer, site, weights, pivot, inverses, start, own_merged, fast = prepare_merge(
-        state,
-        logits,
-        labels,
-        window,
-        0,
-        H,
-        W,
-        plane_size,
-        stride_n,
-        stride_h,
-        stride_w,
-        WINDOW,
-        KH,
-        KW,
-        TH,
-        TW,
-        G,
-        NORMALIZE,
-        BY_WEIGHT,
-        BOUNDED,
-        LARGE,
-        BAND,
-        PLACES,
-    )
-    own, row, col = site[3:6]
-    view = (pointer, stride_c, stride_h, stride_w)
-    area = H.to(tl.int64) * W
-    kept_view = (kept, area, W)
-    if KEEP:
-        kept_view = (kept + n * C * area + lane_offset(row, col, W, 1), area, W)
-    merged_classes = tl.where(is_labelled(own, TH), C, 0)
-    if fast:
-        totals, tops, drifts = sum_exp(
-            view,
-            kept_view,
-            weights,
-            start,
-            own_merged,
-            pivot,
-            site,
-            class_weight,
-            merged_classes,
-            KH,
-            KW,
-            TH,
-            NORMALIZE,
-            WEIGHTED,
-            SMOOTHING,
-            BOUNDED,
-            KEEP,
-            LARGE,
-            True,
-        )
-    else:
-        totals, tops, drifts = sum_exp(
-            view,
-            kept_view,
-            weights,
-            start,
-            own_merged,
-            pivot,
-            site,
-            class_weight,
-            merged_classes,
-            KH,
-            KW,
-            TH,
-            NORMALIZE,
-            WEIGHTED,
-            SMOOTHING,
-            BOUNDED,
-            KEEP,
-            LARGE,
-            False,
-        )
-    if KEEP:
-        fill_zero(kept_view[0], area, W, merged_classes, C, row, col, H, W, TH)
+    """The planes `losses`, `total`, `top` and `inverse` of a tile.
 
-    own_weights = gather_weights(class_weight, own, TH, WEIGHTED)
-    weight_sum = class_weight_sum(class_weight, C, WEIGHTED)
-    for j in tl.static_range(TH):
-        surprise, miss = surprise_and_miss(tops[j] - own_merged[j], totals[j])
-        loss = local_cost(
-            surprise,
-            miss,
-            drifts[j],
-            own_weights[j],
-            weight_sum,
-            smoothing,
-            alpha,
-            gamma,
-            C,
-            FOCAL,
-            SMOOTHING,
-        )
-        loss = tl.where(own[j] == INVALID, float("nan"), loss)
-        centre = (own[j] != VOID) & ((row + j) % centre_stride == 0) & (col % centre_stride == 0)
-        inside = is_inside(row + j, col, H, W)
-        tl.store(find_plane(state, LOSSES, PLACES, plane_size) + j * W, tl.where(centre, loss, 0.0), mask=inside)
-        tl.store(find_plane(state, TOTAL, PLACES, plane_size) + j * W, totals[j], mask=inside)
-        if KEEP:
-            tl.store(find_plane(state, INVERSE, PLACES, plane_size) + j * W, inverses[j], mask=inside)
-        if not BOUNDED:
-            tl.store(find_plane(state, TOP, PLACES, plane_size) + j * W, tops[j], mask=inside)
+    1. Prepare the merge: weights mu w / (xi std) of the window, the pivot, and f_y.
+    2. Over the classes: merge, and sum exp(f_c - top); with SAVES_EXP store exp(f_c - f_y).
+    3. Each pixel's loss, 0 at void and between centres, NaN at labels out of range.
+    """
+    C = size.C
+    view, merge, n, _pixel, workspace, own_merged, inverse, fast = prepare_merge(
+        workspace_ptr, logits_ptr, labels_ptr, window_ptr, size, 0, strides, S, L.BOUNDED
+    )
+    near = merge.near
+    area = size.H.to(tl.int64) * size.W
+    saved = View(saved_exp_ptr, Strides(0, area, size.W, 1))
+    if S.SAVES_EXP:
+        saved = View(saved_exp_ptr + n * C * area + lane_offset(near.row, near.col, size.W, 1), saved.strides)
+    merged_classes = tl.where(is_labelled(near.own), C, 0)
+    if fast:
+        totals, tops, sums = sum_exp(view, saved, merge, own_merged, class_weight_ptr, merged_classes, S, L, True)
+    else:
+        totals, tops, sums = sum_exp(view, saved, merge, own_merged, class_weight_ptr, merged_classes, S, L, False)
+    if S.SAVES_EXP:
+        fill_zero(saved, near, merged_classes, C, S.ROWS)
+
+    ROWS: tl.constexpr = S.ROWS
+    own_weights = gather_class_weights(class_weight_ptr, near.own, L)
+    weight_sum = sum_class_weights(class_weight_ptr, C, L)
+    for j in tl.static_range(ROWS):
+        row = near.row + j
+        nll, one_minus_p = nll_and_one_minus_p(tops[j] - own_merged[j], totals[j])
+        loss = pixel_loss(nll, one_minus_p, sums[j], own_weights[j], weight_sum, options, C, L)
+        loss = tl.where(near.own[j] == INVALID, float("nan"), loss)
+        centre = (near.own[j] != VOID) & (row % options.centre_stride == 0) & (near.col % options.centre_stride == 0)
+        inside = is_inside(row, near.col, size.H, size.W)
+        loss = tl.where(centre, loss, 0.0)
+        tl.store(find_plane(workspace, LOSSES, S.PLANES, size.plane) + j * size.W, loss, mask=inside)
+        tl.store(find_plane(workspace, TOTAL, S.PLANES, size.plane) + j * size.W, totals[j], mask=inside)
+        if S.SAVES_EXP:
+            tl.store(find_plane(workspace, INVERSE, S.PLANES, size.plane) + j * size.W, inverse[j], mask=inside)
+        if not L.BOUNDED:
+            tl.store(find_plane(workspace, TOP, S.PLANES, size.plane) + j * size.W, tops[j], mask=inside)

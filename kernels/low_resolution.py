@@ -5,8 +5,7 @@
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.launching import kernel
-from lal_triton.kernels.strips import is_inside
+from lal_triton.kernels.window import is_inside
 
 MOST_SPREAD = tl.constexpr(2.0**40)
 
@@ -30,7 +29,7 @@ def cell(k):
 
 @triton.constexpr_function
 def plane(k):
-    """Which plane of T (see `frames.variance_slopes`) couples a pixel with its neighbour k."""
+    """Which plane of T (see `footprint.variance_slopes`) couples a pixel with its neighbour k."""
     return 2 * abs(k // 3 - 1) + abs(k % 3 - 1)
 
 
@@ -39,18 +38,15 @@ def load_classes(pointer, stride, c, mask, C):
     return tl.load(pointer + c * stride, mask=mask & (c < C), other=0.0).to(tl.float32)
 
 
-@kernel
+@triton.jit
 def centre_fwd_kernel(
-    source,
-    bad,
-    logits,
+    source_ptr,
+    bad_ptr,
+    logits_ptr,
     h,
     w,
     C,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
+    strides,
     NORMALIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -65,8 +61,8 @@ def centre_fwd_kernel(
     n = tl.program_id(0) // blocks
     pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < area
-    pointer = (logits + n * stride_n + pixel // w * stride_h + pixel % w * stride_w)[:, None]
-    stride_c = stride_c.to(tl.int64)
+    pointer = (logits_ptr + n * strides.n + pixel // w * strides.h + pixel % w * strides.w)[:, None]
+    stride_c = strides.c.to(tl.int64)
     mask = inside[:, None]
     classes = tl.arange(0, CLASSES)[None, :]
     # the mean as one logit and the mean difference from it, and then what rounding left: a common offset has no effect
@@ -88,26 +84,20 @@ def centre_fwd_kernel(
     if NORMALIZE:
         finite = finite & (spread < MOST_SPREAD)
     pixel += n * area
-    tl.store(bad + pixel, tl.where(finite, 0, 1), mask=inside)
+    tl.store(bad_ptr + pixel, tl.where(finite, 0, 1), mask=inside)
     for c0 in range(0, C, CLASSES):
         x = load_classes(pointer, stride_c, c0 + classes, mask, C) - mean - rest[:, None]
         x = tl.where(finite[:, None], x, 0.0)
-        tl.store(source + pixel[:, None] * C + c0 + classes, x, mask=mask & (c0 + classes < C))
+        tl.store(source_ptr + pixel[:, None] * C + c0 + classes, x, mask=mask & (c0 + classes < C))
 
 
-@kernel
+@triton.jit
 def interpolated_rstd_kernel(
-    rstd,
-    source,
-    start_y,
-    fraction_y,
-    start_x,
-    fraction_x,
-    h,
-    w,
-    H,
-    W,
-    C,
+    rstd_ptr,
+    source_ptr,
+    cells_y,
+    cells_x,
+    size,
     cells,
     most_y,
     most_x,
@@ -119,13 +109,15 @@ def interpolated_rstd_kernel(
     In float64: they cancel where the cells do. The pixels of cell i are [start[i], start[i + 1]) along an axis, at
     most `most`.
     """
+    w = size.w
+    C = size.C
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = index < cells
-    i = (index // w % h).to(tl.int32)
+    i = (index // w % size.h).to(tl.int32)
     j = (index % w).to(tl.int32)
-    here = source + index * C
+    here = source_ptr + index * C
     right = tl.where(j + 1 < w, C, 0)
-    below = tl.where(i + 1 < h, w * C, 0)
+    below = tl.where(i + 1 < size.h, w * C, 0)
     zero = tl.zeros([BLOCK], tl.float64)
     squares = (zero, zero, zero, zero)
     rightward = (zero, zero)
@@ -140,14 +132,14 @@ def interpolated_rstd_kernel(
         rightward = (rightward[0] + p * q, rightward[1] + r * s)
         downward = (downward[0] + p * r, downward[1] + q * s)
         diagonal += p * s + q * r
-    first_y = tl.load(start_y + i, mask=valid, other=0)
-    first_x = tl.load(start_x + j, mask=valid, other=0)
-    last_y = tl.load(start_y + i + 1, mask=valid, other=0)
-    last_x = tl.load(start_x + j + 1, mask=valid, other=0)
-    rstd += (index // w // h) * H * W
+    first_y = tl.load(cells_y.start + i, mask=valid, other=0)
+    first_x = tl.load(cells_x.start + j, mask=valid, other=0)
+    last_y = tl.load(cells_y.start + i + 1, mask=valid, other=0)
+    last_x = tl.load(cells_x.start + j + 1, mask=valid, other=0)
+    rstd_ptr += (index // w // size.h) * size.H * size.W
     for m in range(most_y):
         y = first_y + m
-        v = tl.load(fraction_y + y, mask=y < last_y, other=0.0).to(tl.float64)
+        v = tl.load(cells_y.fraction + y, mask=y < last_y, other=0.0).to(tl.float64)
         # of the cell's sides at this height: the squares, and the product of the two
         left = (1.0 - v) * (1.0 - v) * squares[0] + v * v * squares[2] + 2.0 * v * (1.0 - v) * downward[0]
         far = (1.0 - v) * (1.0 - v) * squares[1] + v * v * squares[3] + 2.0 * v * (1.0 - v) * downward[1]
@@ -155,108 +147,91 @@ def interpolated_rstd_kernel(
         for k in range(most_x):
             x = first_x + k
             inside = (y < last_y) & (x < last_x)
-            u = tl.load(fraction_x + x, mask=inside, other=0.0).to(tl.float64)
+            u = tl.load(cells_x.fraction + x, mask=inside, other=0.0).to(tl.float64)
             norm = (1.0 - u) * (1.0 - u) * left + u * u * far + 2.0 * u * (1.0 - u) * product
             value = tl.rsqrt(tl.maximum(norm, 0.0) / C + eps)
-            tl.store(rstd + y.to(tl.int64) * W + x, value.to(tl.float32), mask=inside)
+            tl.store(rstd_ptr + y.to(tl.int64) * size.W + x, value.to(tl.float32), mask=inside)
 
 
 @triton.jit
-def list_parts(n, y, x, axis_y, axis_x, MOST_Y: tl.constexpr, MOST_X: tl.constexpr):
-    """Where the parts of the tiles for low-resolution pixel (y, x) are among all parts; -1 where there are no more.
-
-    An axis is (the first of the tiles whose frame holds a pixel, base, the first tile that has a part, their number,
-    span).
-    """
-    first_y, base_y, begin_y, tiles_y, span_y = axis_y
-    first_x, base_x, _, tiles_x, span_x = axis_x
-    tile_y = tl.load(first_y + y, mask=y >= 0, other=0)
-    tile_x = tl.load(first_x + x, mask=x >= 0, other=0)
+def list_parts(n, y, x, axis_y, axis_x, S: tl.constexpr):
+    """Where the parts of the tiles for low-resolution pixel (y, x) are among all parts; -1 where there are no more."""
+    MOST: tl.constexpr = S.MOST_Y * S.MOST_X
+    tile_y = tl.load(axis_y.first + y, mask=y >= 0, other=0)
+    tile_x = tl.load(axis_x.first + x, mask=x >= 0, other=0)
     listed = ()
-    for k in tl.static_range(MOST_Y * MOST_X):
-        ty = tile_y + k // MOST_X
-        tx = tile_x + k % MOST_X
-        exists = (ty < begin_y + tiles_y) & (tx < tiles_x) & (y >= 0) & (x >= 0)
-        slot_y = y - tl.load(base_y + ty, mask=exists, other=0)
-        slot_x = x - tl.load(base_x + tx, mask=exists, other=0)
-        exists = exists & (slot_y >= 0) & (slot_y < span_y) & (slot_x >= 0) & (slot_x < span_x)
-        part = ((n * tiles_y + ty - begin_y) * tiles_x + tx) * span_y * span_x + slot_y * span_x + slot_x
+    for k in tl.static_range(MOST):
+        ty = tile_y + k // S.MOST_X
+        tx = tile_x + k % S.MOST_X
+        exists = (ty < axis_y.begin + axis_y.tiles) & (tx < axis_x.tiles) & (y >= 0) & (x >= 0)
+        in_y = y - tl.load(axis_y.base + ty, mask=exists, other=0)
+        in_x = x - tl.load(axis_x.base + tx, mask=exists, other=0)
+        exists = exists & (in_y >= 0) & (in_y < axis_y.span) & (in_x >= 0) & (in_x < axis_x.span)
+        tile = (n * axis_y.tiles + ty - axis_y.begin) * axis_x.tiles + tx
+        part = tile * axis_y.span * axis_x.span + in_y * axis_x.span + in_x
         listed = listed + (tl.where(exists, part, -1),)
     return listed
 
 
 @triton.jit
-def sum_parts(parts, listed, pitch, channel, mask, MOST: tl.constexpr):
+def sum_parts(parts_ptr, listed, pitch, channel, mask):
     """The sum of a channel, in the order of the tiles."""
     total = tl.zeros(mask.shape, tl.float32)
-    for k in tl.static_range(MOST):
-        here = parts + listed[k].to(tl.int64) * pitch + channel
+    for k in tl.static_range(len(listed)):
+        here = parts_ptr + listed[k].to(tl.int64) * pitch + channel
         total += tl.load(here, mask=mask & (listed[k] >= 0), other=0.0)
     return total
 
 
-@kernel
+@triton.jit
 def gather_bwd_kernel(
-    out,
-    parts,
-    source,
-    first_y,
-    base_y,
-    begin_y,
-    tiles_y,
-    span_y,
-    first_x,
-    base_x,
-    begin_x,
-    tiles_x,
-    span_x,
+    out_ptr,
+    parts_ptr,
+    source_ptr,
+    axis_y,
+    axis_x,
     first_row,
     rows,
     h,
     w,
     C,
-    out_n,
-    out_c,
-    out_h,
-    out_w,
-    NORMALIZE: tl.constexpr,
-    MOST_Y: tl.constexpr,
-    MOST_X: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CLASSES: tl.constexpr,
+    out_strides,
+    S: tl.constexpr,
 ):
-    """The gradient of rows of the logits: the tiles' parts, less sum_j T(i, j) x(j) over each pixel's neighbours j."""
-    axis_y = (first_y, base_y, begin_y, tiles_y, span_y)
-    axis_x = (first_x, base_x, begin_x, tiles_x, span_x)
-    most: tl.constexpr = MOST_Y * MOST_X
+    """The gradient of rows of the logits: the tiles' parts, less sum_j T(i, j) x(j) over each pixel's neighbours j.
+
+    1. List the parts of each pixel, with NORMALIZE those of its neighbours above and to the left, too.
+    2. With NORMALIZE sum T(i, j) for each of the nine neighbours.
+    3. Over the classes: sum the parts, and subtract T(i, j) x(j).
+    """
     area = rows * w
-    blocks = tl.cdiv(area, BLOCK)
+    blocks = tl.cdiv(area, S.BLOCK)
     n = tl.program_id(0) // blocks
-    pixel = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK))[:, None]
+    pixel = (tl.program_id(0) % blocks * S.BLOCK + tl.arange(0, S.BLOCK))[:, None]
     inside = pixel < area
     pixel = tl.minimum(pixel, area - 1)
     y = first_row + pixel // w
     x = pixel % w
-    own = list_parts(n, y, x, axis_y, axis_x, MOST_Y, MOST_X)
+    own = list_parts(n, y, x, axis_y, axis_x, S)
     pitch = C
     slopes = ()
-    if NORMALIZE:
+    if S.NORMALIZE:
         pitch = C + 4
         cells = (own,)
         for k in tl.static_range(1, 4):
-            cells = cells + (list_parts(n, y - k // 2, x - k % 2, axis_y, axis_x, MOST_Y, MOST_X),)
+            cells = cells + (list_parts(n, y - k // 2, x - k % 2, axis_y, axis_x, S),)
         for k in tl.static_range(9):
-            slopes = slopes + (sum_parts(parts, cells[cell(k)], pitch, C + plane(k), inside, most),)
+            slopes = slopes + (sum_parts(parts_ptr, cells[cell(k)], pitch, C + plane(k), inside),)
     n = n.to(tl.int64)
-    out += n * out_n + y.to(tl.int64) * out_h + x.to(tl.int64) * out_w
-    source += ((n * h + y) * w + x) * C
-    for c0 in range(0, C, CLASSES):
-        c = c0 + tl.arange(0, CLASSES)[None, :]
+    out_ptr += n * out_strides.n + y.to(tl.int64) * out_strides.h + x.to(tl.int64) * out_strides.w
+    source_ptr += ((n * h + y) * w + x) * C
+    for c0 in range(0, C, S.CLASSES):
+        c = c0 + tl.arange(0, S.CLASSES)[None, :]
         mask = inside & (c < C)
-        value = sum_parts(parts, own, pitch, c, mask, most)
-        if NORMALIZE:
+        value = sum_parts(parts_ptr, own, pitch, c, mask)
+        if S.NORMALIZE:
             for k in tl.static_range(9):
                 exists = is_inside(y + down(k), x + across(k), h, w)
-                neighbour = source + (down(k) * w.to(tl.int64) + across(k)) * C + c
+                neighbour = source_ptr + (down(k) * w.to(tl.int64) + across(k)) * C + c
                 value -= slopes[k] * tl.load(neighbour, mask=mask & exists, other=0.0)
-        tl.store(out + c * out_c.to(tl.int64), value.to(out.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + c * out_strides.c.to(tl.int64), value.to(out_ptr.dtype.element_ty), mask=mask)

@@ -1,14 +1,16 @@
 # mypy: ignore-errors
 """Batch pooling (Eq. 5) of the map of losses, and its gradient: `lal_triton.pooling` in one launch each way."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from lal_triton.kernels.arithmetic import power
-from lal_triton.kernels.cost import cost_slope, surprise_and_miss
-from lal_triton.kernels.launching import kernel
-from lal_triton.kernels.state import INVERSE, LOSSES, TOTAL, find_plane
-from lal_triton.kernels.strips import VOID
+from lal_triton.kernels.pixel_loss import nll_and_one_minus_p, pixel_loss_slope
+from lal_triton.kernels.planes import INVERSE, LOSSES, TOTAL, find_plane
+from lal_triton.kernels.records import LossOptions
+from lal_triton.kernels.window import VOID
 
 
 @triton.jit
@@ -25,36 +27,46 @@ def rate(norm, mass, p):
     return (correction / root(tl.where(mass > 0, mass, 1.0), p)).to(tl.float32)
 
 
+class Pixels(NamedTuple):
+    """The pixels of a program, of image n."""
+
+    n: Any
+    plane: Any  # where they are in a plane
+    inside: Any  # which exist
+    row: Any
+    col: Any
+    label: Any
+    weight: Any  # pointers into `pixel_weight`
+
+
 @triton.jit
-def place_pixels(labels, pixel_weight, H, W, weight_n, weight_h, weight_w, BLOCK: tl.constexpr, POINTED: tl.constexpr):
-    """A program's image and pixels: their places in a plane, which of them exist, rows, columns, labels and weights."""
+def locate_pixels(labels, pixel_weight, H, W, weight_strides, S: tl.constexpr):
     area = H * W
-    blocks = tl.cdiv(area, BLOCK)
+    blocks = tl.cdiv(area, S.BLOCK)
     n = (tl.program_id(0) // blocks).to(tl.int64)
-    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    pixel = tl.program_id(0) % blocks * S.BLOCK + tl.arange(0, S.BLOCK)
     inside = pixel < area
     row = pixel // W
     col = pixel % W
     plane = n * area + pixel
     label = tl.load(labels + plane, mask=inside, other=VOID)
-    if POINTED:
-        pixel_weight += n * weight_n + row.to(tl.int64) * weight_h + col.to(tl.int64) * weight_w
+    if S.HAS_PIXEL_WEIGHT:
+        pixel_weight += n * weight_strides.n + row.to(tl.int64) * weight_strides.h + col.to(tl.int64) * weight_strides.w
     else:
         pixel_weight = labels  # a function returns no None
-    return n, plane, inside, row, col, label, pixel_weight
+    return Pixels(n, plane, inside, row, col, label, pixel_weight)
 
 
 @triton.jit
-def load_omega(
-    label, row, col, class_weight, pixel_weight, centre_stride, WEIGHTED: tl.constexpr, POINTED: tl.constexpr
-):
-    """The weight omega of a pixel's loss, 0 where none is taken; `pixel_weight` stands at the pixel."""
-    centre = (label != VOID) & (row % centre_stride == 0) & (col % centre_stride == 0)
+def load_omega(pixels, class_weight, centre_stride, HAS_CLASS_WEIGHT: tl.constexpr, HAS_PIXEL_WEIGHT: tl.constexpr):
+    """The weight omega of each pixel's loss, 0 where none is taken."""
+    label = pixels.label
+    centre = (label != VOID) & (pixels.row % centre_stride == 0) & (pixels.col % centre_stride == 0)
     omega = tl.where(centre, 1.0, 0.0)
-    if WEIGHTED:
+    if HAS_CLASS_WEIGHT:
         omega *= tl.load(class_weight + tl.maximum(label, 0), mask=centre, other=0.0).to(tl.float32)
-    if POINTED:
-        omega *= tl.load(pixel_weight, mask=centre, other=0.0).to(tl.float32)
+    if HAS_PIXEL_WEIGHT:
+        omega *= tl.load(pixels.weight, mask=centre, other=0.0).to(tl.float32)
     return omega
 
 
@@ -81,52 +93,48 @@ def reduce_images(partials, first, N, chunks, p, IMAGES: tl.constexpr, CHUNKS: t
     return largest * root(total, p), mass
 
 
-@kernel
+@triton.jit
 def pool_fwd_kernel(
-    value,
-    state,
-    labels,
-    class_weight,
-    pixel_weight,
+    value_ptr,
+    workspace_ptr,
+    labels_ptr,
+    class_weight_ptr,
+    pixel_weight_ptr,
     N,
     H,
     W,
     plane_size,
     pooled_begin,
-    weight_n,
-    weight_h,
-    weight_w,
+    weight_strides,
     centre_stride,
     p,
-    BLOCK: tl.constexpr,
+    S: tl.constexpr,
     IMAGES: tl.constexpr,
     CHUNKS: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    WEIGHTED_COST: tl.constexpr,
-    POINTED: tl.constexpr,
-    REDUCTION: tl.constexpr,
-    PLACES: tl.constexpr,
 ):
     """The pooled loss, and in `pooled` what the backward needs; with REDUCTION "none" the weighed map of losses.
 
+    1. Each program: of its chunk of an image the largest loss, the sum of omega (L / largest)^p, and the mass.
+    2. The last program to arrive reduces those of the others, in their order, to norms and masses of images.
+    3. It pools the images.
+
     `pooled`: how many programs have arrived; the number of images that have a mass; of the batch the norm and the rate;
-    of each image `[N]` the norm, then the rate; and of each chunk of an image the largest loss, the sum of
-    omega (L / largest)^p, and the mass. The last program to arrive reduces those of the others, in their order.
-    The derivative by a loss L is a rate x omega (L / norm)^(p - 1).
+    of each image `[N]` the norm, then the rate; and what step 1 gives. The derivative by a loss L is a rate x omega
+    (L / norm)^(p - 1).
     """
-    _n, plane, inside, row, col, label, pixel_weight = place_pixels(
-        labels, pixel_weight, H, W, weight_n, weight_h, weight_w, BLOCK, POINTED
+    pixels = locate_pixels(labels_ptr, pixel_weight_ptr, H, W, weight_strides, S)
+    loss = tl.load(
+        find_plane(workspace_ptr, LOSSES, S.PLANES, plane_size) + pixels.plane, mask=pixels.inside, other=0.0
     )
-    loss = tl.load(find_plane(state, LOSSES, PLACES, plane_size) + plane, mask=inside, other=0.0)
-    mass = load_omega(label, row, col, class_weight, pixel_weight, centre_stride, WEIGHTED, POINTED)
+    mass = load_omega(pixels, class_weight_ptr, centre_stride, S.HAS_CLASS_WEIGHT, S.HAS_PIXEL_WEIGHT)
     omega = mass
-    if WEIGHTED_COST:
-        omega = load_omega(label, row, col, class_weight, pixel_weight, centre_stride, False, POINTED)
-    if REDUCTION == "none":
-        tl.store(value + plane, omega * loss, mask=inside)
+    if S.WEIGHTS_IN_LOSS:
+        omega = load_omega(pixels, class_weight_ptr, centre_stride, False, S.HAS_PIXEL_WEIGHT)
+    if S.REDUCTION == "none":
+        tl.store(value_ptr + pixels.plane, omega * loss, mask=pixels.inside)
     else:
-        chunks = tl.cdiv(H * W, BLOCK)
-        pooled = state + pooled_begin
+        chunks = tl.cdiv(H * W, S.BLOCK)
+        pooled = workspace_ptr + pooled_begin
         partials = pooled + 4 + 2 * N
         size = N * chunks
         taken = tl.where(omega > 0, loss, 0.0)
@@ -150,7 +158,7 @@ def pool_fwd_kernel(
                 tl.store(pooled + 4 + N + image, rate(norms, masses, p), mask=image < N)
                 images += tl.sum(tl.where(masses > 0, 1.0, 0.0).to(tl.float64), 0)
                 whole_mass += tl.sum(masses, 0)
-                if REDUCTION == "image":
+                if S.REDUCTION == "image":
                     total += tl.sum(norms / root(tl.where(masses > 0, masses, 1.0), p), 0)
                 else:
                     total += tl.sum(norms, 0)
@@ -160,87 +168,83 @@ def pool_fwd_kernel(
                 peak = now
             norm = peak * root(batch, p)
             safe_mass = tl.where(whole_mass > 0, whole_mass, 1.0)
-            if REDUCTION == "image":
+            if S.REDUCTION == "image":
                 total /= tl.where(images > 0, images, 1.0)
-            elif REDUCTION == "batch":
+            elif S.REDUCTION == "batch":
                 total = norm / root(safe_mass, p)
-            elif REDUCTION == "mean":
+            elif S.REDUCTION == "mean":
                 total /= safe_mass
             tl.store(pooled + 1, images.to(tl.float32))
             tl.store(pooled + 2, norm.to(tl.float32))
             tl.store(pooled + 3, rate(norm, whole_mass, p))
-            tl.store(value, total.to(tl.float32))
+            tl.store(value_ptr, total.to(tl.float32))
 
 
-@kernel
+@triton.jit
 def pool_bwd_kernel(
-    out,
-    gradient,
-    state,
-    labels,
-    class_weight,
-    pixel_weight,
+    out_ptr,
+    gradient_ptr,
+    workspace_ptr,
+    labels_ptr,
+    class_weight_ptr,
+    pixel_weight_ptr,
     N,
-    H,
-    W,
-    C,
-    plane_size,
+    size,
     pooled_begin,
-    gradient_n,
-    gradient_h,
-    gradient_w,
-    weight_n,
-    weight_h,
-    weight_w,
+    gradient_strides,
+    weight_strides,
     centre_stride,
     p,
     alpha,
     gamma,
-    BLOCK: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    WEIGHTED_COST: tl.constexpr,
-    POINTED: tl.constexpr,
-    REDUCTION: tl.constexpr,
+    S: tl.constexpr,
+    L: tl.constexpr,
     PRECISE: tl.constexpr,
-    SLOPES: tl.constexpr,
-    FOCAL: tl.constexpr,
-    PLACES: tl.constexpr,
+    SAVES_EXP: tl.constexpr,
 ):
-    """The gradient of the map of losses `[N, H, W]`; with SLOPES what `merge_bwd_kernel` takes."""
-    n, plane, inside, row, col, label, pixel_weight = place_pixels(
-        labels, pixel_weight, H, W, weight_n, weight_h, weight_w, BLOCK, POINTED
-    )
-    omega = load_omega(
-        label, row, col, class_weight, pixel_weight, centre_stride, WEIGHTED and not WEIGHTED_COST, POINTED
-    )
-    if REDUCTION == "none":
-        gradient += n * gradient_n + row.to(tl.int64) * gradient_h + col.to(tl.int64) * gradient_w
-        value = omega * tl.load(gradient, mask=inside, other=0.0)
+    """The gradient of the map of losses `[N, H, W]`; with SAVES_EXP the slopes that `merge_bwd_kernel` takes.
+
+    1. The weight omega of each pixel's loss.
+    2. The derivative of the pooled loss by that loss, a power of it by the norm.
+    3. With SAVES_EXP times the slope of the loss by exp(f_c - f_y).
+    """
+    pixels = locate_pixels(labels_ptr, pixel_weight_ptr, size.H, size.W, weight_strides, S)
+    HAS_CLASS_WEIGHT: tl.constexpr = S.HAS_CLASS_WEIGHT and not S.WEIGHTS_IN_LOSS
+    omega = load_omega(pixels, class_weight_ptr, centre_stride, HAS_CLASS_WEIGHT, S.HAS_PIXEL_WEIGHT)
+    if S.REDUCTION == "none":
+        row = pixels.row.to(tl.int64)
+        col = pixels.col.to(tl.int64)
+        gradient_ptr += pixels.n * gradient_strides.n + row * gradient_strides.h + col * gradient_strides.w
+        value = omega * tl.load(gradient_ptr, mask=pixels.inside, other=0.0)
     else:
-        pooled = state + pooled_begin
-        factor = tl.load(gradient).to(tl.float32)
-        norm = tl.load(pooled + 4 + n)
-        slope = tl.load(pooled + 4 + N + n)
-        if REDUCTION == "image":
+        pooled = workspace_ptr + pooled_begin
+        factor = tl.load(gradient_ptr).to(tl.float32)
+        norm = tl.load(pooled + 4 + pixels.n)
+        slope = tl.load(pooled + 4 + N + pixels.n)
+        if S.REDUCTION == "image":
             factor /= tl.load(pooled + 1)
         else:
             norm = tl.load(pooled + 2)
             slope = tl.load(pooled + 3)
-        if REDUCTION != "sum":
+        if S.REDUCTION != "sum":
             factor *= slope
-        loss = tl.load(find_plane(state, LOSSES, PLACES, plane_size) + plane, mask=inside, other=0.0)
+        losses = find_plane(workspace_ptr, LOSSES, S.PLANES, size.plane)
+        loss = tl.load(losses + pixels.plane, mask=pixels.inside, other=0.0)
         if PRECISE:  # a high power of a rounded number is far off
             relative = power(loss.to(tl.float64) / tl.where(norm == 0, 1.0, norm), p - 1.0).to(tl.float32)
         else:
             relative = power(tl.div_rn(loss, tl.where(norm == 0, 1.0, norm)), p - 1.0)
         value = factor * omega * relative
         value = tl.where(omega > 0, value, 0.0)
-    if SLOPES:
-        others = tl.load(find_plane(state, TOTAL, PLACES, plane_size) + plane, mask=inside, other=0.0)
-        scale = tl.load(find_plane(state, INVERSE, PLACES, plane_size) + plane, mask=inside, other=0.0)
-        surprise, miss = surprise_and_miss(tl.zeros_like(others), others)
-        value = tl.where(label >= 0, value * scale, 0.0)
-        coefficient, _, _ = cost_slope(value, surprise, miss, 1.0, 1.0, 0.0, alpha, gamma, C, FOCAL, False)
-        tl.store(out + plane, tl.div_rn(coefficient, 1.0 + others), mask=inside)
+    if SAVES_EXP:
+        totals = find_plane(workspace_ptr, TOTAL, S.PLANES, size.plane)
+        others = tl.load(totals + pixels.plane, mask=pixels.inside, other=0.0)
+        inverses = find_plane(workspace_ptr, INVERSE, S.PLANES, size.plane)
+        inverse = tl.load(inverses + pixels.plane, mask=pixels.inside, other=0.0)
+        nll, one_minus_p = nll_and_one_minus_p(tl.zeros_like(others), others)
+        value = tl.where(pixels.label >= 0, value * inverse, 0.0)
+        options = LossOptions(centre_stride, 0.0, alpha, gamma)
+        coefficient, _, _ = pixel_loss_slope(value, nll, one_minus_p, 1.0, 1.0, options, size.C, L)
+        tl.store(out_ptr + pixels.plane, tl.div_rn(coefficient, 1.0 + others), mask=pixels.inside)
     else:
-        tl.store(out + plane, value, mask=inside)
+        tl.store(out_ptr + pixels.plane, value, mask=pixels.inside)

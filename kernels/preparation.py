@@ -4,9 +4,8 @@
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.launching import kernel
-from lal_triton.kernels.state import MEAN, OFFSETS, OWN_LOGIT, RSTD, find_plane
-from lal_triton.kernels.strips import INVALID, VOID, wide
+from lal_triton.kernels.planes import MEAN, OFFSETS, OWN_LOGIT, RSTD, find_plane
+from lal_triton.kernels.window import INVALID, VOID, wide
 
 SMALL_UNIT = tl.constexpr(2.0**-80)  # in which no finite logit, nor a sum of squares of them, overflows
 
@@ -37,83 +36,74 @@ def moments(x_ptr, unit, inside, C, stride_c):
     return average + first, squares
 
 
-@kernel
+@triton.jit
 def prepare_fwd_kernel(
-    labels,
-    target,
-    state,
-    logits,
-    H,
-    W,
-    C,
-    plane_size,
+    labels_ptr,
+    target_ptr,
+    workspace_ptr,
+    logits_ptr,
+    size,
     pooled_begin,
-    target_n,
-    target_h,
-    target_w,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
+    target_strides,
+    strides,
     ignore_index,
     eps,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    OWN_LOGITS: tl.constexpr,
-    MOMENTS: tl.constexpr,
-    VOIDS: tl.constexpr,
-    PLACES: tl.constexpr,
+    S: tl.constexpr,
 ):
-    """`labels.encode_labels` of the target. Of logits of its size: that of the label, and the score's mean and 1 / std.
+    """The labels, encoded as `labels.encode_labels` does, and what the merge needs of logits of their size.
 
-    The `offsets` `[N, bands, parts]` of ROWS x COLUMNS pixels are the largest |mean| / std of those that have a label,
-    with MOMENTS, and with VOIDS infinite where a pixel without a label has a logit that is not finite. What counts the
-    programs of `pool_fwd_kernel` that have arrived is set to 0.
+    1. Encode the labels. Set to 0 what counts the programs of `pool_fwd_kernel` that have arrived.
+    2. With HAS_OWN_LOGIT, the plane `own_logit`: that of the label.
+    3. With HAS_MOMENTS, the planes `mean` and `rstd` of the standard score.
+    4. The `offsets` `[N, bands, parts]` of ROWS x COLUMNS pixels: the largest |mean| / std of those that have a label,
+       with HAS_VOID_CHECK infinite where a pixel without a label has a logit that is not finite.
     """
-    parts = tl.cdiv(W, COLUMNS)
-    bands = tl.cdiv(H, ROWS)
+    parts = tl.cdiv(size.W, S.COLUMNS)
+    bands = tl.cdiv(size.H, S.ROWS)
     tile = tl.program_id(0)
     n = (tile // parts // bands).to(tl.int64)
-    lane = tl.arange(0, ROWS * COLUMNS)
-    row = (tile // parts % bands * ROWS + lane // COLUMNS).to(tl.int64)
-    col = (tile % parts * COLUMNS + lane % COLUMNS).to(tl.int64)
-    inside = (row < H) & (col < W)
-    pixel = n * H * W + row * W + col
+    lane = tl.arange(0, S.ROWS * S.COLUMNS)
+    row = (tile // parts % bands * S.ROWS + lane // S.COLUMNS).to(tl.int64)
+    col = (tile % parts * S.COLUMNS + lane % S.COLUMNS).to(tl.int64)
+    inside = (row < size.H) & (col < size.W)
+    pixel = n * size.H * size.W + row * size.W + col
     if tile == 0:
-        tl.store(state + pooled_begin, 0.0)
-    label = tl.load(target + n * target_n + row * target_h + col * target_w, mask=inside, other=0).to(tl.int64)
-    encoded = tl.where((label >= 0) & (label < C), label, INVALID)
+        tl.store(workspace_ptr + pooled_begin, 0.0)
+    target = target_ptr + n * target_strides.n + row * target_strides.h + col * target_strides.w
+    label = tl.load(target, mask=inside, other=0).to(tl.int64)
+    encoded = tl.where((label >= 0) & (label < size.C), label, INVALID)
     encoded = tl.where(label == ignore_index, VOID, encoded)
-    tl.store(labels + pixel, encoded.to(tl.int32), mask=inside)
-    x_ptr = logits + n * stride_n + row * stride_h + col * stride_w
+    tl.store(labels_ptr + pixel, encoded.to(tl.int32), mask=inside)
+    x_ptr = logits_ptr + n * strides.n + row * strides.h + col * strides.w
     labelled = inside & (encoded >= 0)
-    if OWN_LOGITS:
-        own = tl.load(x_ptr + encoded * stride_c, mask=labelled, other=0.0).to(tl.float32)
-        tl.store(find_plane(state, OWN_LOGIT, PLACES, plane_size) + pixel, own, mask=inside)
+    if S.HAS_OWN_LOGIT:
+        own = tl.load(x_ptr + encoded * strides.c, mask=labelled, other=0.0).to(tl.float32)
+        tl.store(find_plane(workspace_ptr, OWN_LOGIT, S.PLANES, size.plane) + pixel, own, mask=inside)
     offset = tl.zeros(label.shape, tl.float32)
-    if MOMENTS:
+    if S.HAS_MOMENTS:
         unit = tl.full(label.shape, 1.0, tl.float32)
-        average, squares = moments(x_ptr, unit, inside, C, stride_c)
+        average, squares = moments(x_ptr, unit, inside, size.C, strides.c)
         finite = squares < float("inf")
         if tl.max((labelled & ~finite).to(tl.int32)) > 0:
             unit = tl.where(finite, 1.0, SMALL_UNIT)
-            average, squares = moments(x_ptr, unit, inside, C, stride_c)
-        rstd = tl.div_rn(1.0, tl.sqrt_rn(squares / C + eps * unit * unit)) * unit
+            average, squares = moments(x_ptr, unit, inside, size.C, strides.c)
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(squares / size.C + eps * unit * unit)) * unit
         average /= unit
-        tl.store(find_plane(state, MEAN, PLACES, plane_size) + pixel, average, mask=inside)
-        tl.store(find_plane(state, RSTD, PLACES, plane_size) + pixel, rstd, mask=inside)
+        tl.store(find_plane(workspace_ptr, MEAN, S.PLANES, size.plane) + pixel, average, mask=inside)
+        tl.store(find_plane(workspace_ptr, RSTD, S.PLANES, size.plane) + pixel, rstd, mask=inside)
         offset = tl.abs(average) * rstd
         offset = tl.where(offset < float("inf"), offset, 0.0)
-    if VOIDS:
+    if S.HAS_VOID_CHECK:
         unlabelled = inside & (encoded < 0)
         zeros = tl.zeros(label.shape, tl.float32)
-        if MOMENTS:
+        if S.HAS_MOMENTS:
             zeros = tl.where(squares < float("inf"), 0.0, 1.0)
         elif tl.max(unlabelled.to(tl.int32)) > 0:
-            for _ in range(C):
+            for _ in range(size.C):
                 zeros += tl.load(x_ptr, mask=unlabelled, other=0.0).to(tl.float32) * 0.0
-                x_ptr += stride_c
+                x_ptr += strides.c
         offset = tl.where(unlabelled, tl.where(zeros == 0.0, 0.0, float("inf")), offset)
-    if MOMENTS or VOIDS:
+    if S.HAS_MOMENTS or S.HAS_VOID_CHECK:
         usable = labelled | (offset == float("inf"))
-        tl.store(find_plane(state, OFFSETS, PLACES, plane_size) + tile, tl.max(tl.where(usable, offset, 0.0)))
+        offsets = find_plane(workspace_ptr, OFFSETS, S.PLANES, size.plane)
+        tl.store(offsets + tile, tl.max(tl.where(usable, offset, 0.0)))

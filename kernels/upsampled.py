@@ -1,46 +1,79 @@
 # mypy: ignore-errors
 """The loss of low-resolution logits and full-resolution labels: no upsampled logits, only a block of a tile at a time.
 
-The products over a frame run on the tensor cores where PRECISION is "bf16x6": six products of bfloat16 parts make one
-of float32 accuracy.
+The products over a footprint run on the tensor cores where PRECISION is "bf16x6": six products of bfloat16 parts make
+one of float32 accuracy.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.cost import class_weight_sum, cost_slope, local_cost, surprise_and_miss
-from lal_triton.kernels.forward import gather_weights
-from lal_triton.kernels.frames import (
-    frame_pixels,
+from lal_triton.kernels.footprint import (
+    Axis,
+    footprint_pixels,
     join_lanes,
+    locate_footprint,
     mix,
-    place_tile,
     sum_lanes,
+    tile_neighbourhood,
     tile_pixels,
-    tile_site,
     unpack,
     variance_slopes,
 )
-from lal_triton.kernels.launching import kernel
-from lal_triton.kernels.strips import INVALID, LOG2E, VOID, is_inside, lane_offset, load_own_labels
+from lal_triton.kernels.pixel_loss import (
+    gather_class_weights,
+    nll_and_one_minus_p,
+    pixel_loss,
+    pixel_loss_slope,
+    sum_class_weights,
+)
+from lal_triton.kernels.window import INVALID, LOG2E, VOID, is_inside, lane_offset, load_own_labels
+
+
+class Tile(NamedTuple):
+    """A tile of pixels `[P]`, and what it mixes of its footprint `[slots]`, for all classes."""
+
+    row: Any
+    col: Any
+    plane: Any  # where the pixels are in a plane
+    inside: Any  # which exist
+    own: Any  # their labels
+    labels: Any  # pointers to these
+    mixture: Any  # A `[P, slots]`
+    own_merged: Any  # f_y
+    source: Any  # the source from the footprint's first row on
+    slots: Any  # the footprint's places there
+    spoiled: Any  # the pixels that mix a logit that is not finite
+    holes: Any  # the slots that those mix
+
+
+class Lanes(NamedTuple):
+    """The lanes that share the pixels of a tile."""
+
+    near: Any
+    axis_y: Any
+    axis_x: Any
+    inverse: Any  # 1 / xi
 
 
 @triton.jit
 def load_source(source, slots, c, C):
-    """`[slots, classes]` of a frame."""
+    """`[slots, classes]` of a footprint."""
     return tl.load(source + (slots[:, None] * C + c[None, :]), mask=c[None, :] < C, other=0.0)
 
 
 @triton.jit
-def own_logit(source, y, x, h, w, C, mixture, own, SY: tl.constexpr, SX: tl.constexpr):
+def own_logit(source, y, x, size, mixture, own, SY: tl.constexpr, SX: tl.constexpr):
     """A lane's part of f_y, 0 where there is no label; its slots begin at low-resolution pixel (y, x)."""
     total = tl.zeros_like(own).to(tl.float32)
     weights = unpack(mixture)
     for i in tl.static_range(SY):
-        line = source + own + tl.minimum(i, h - 1 - y) * (w * C)
+        line = source + own + tl.minimum(i, size.h - 1 - y) * (size.w * size.C)
         part = tl.zeros_like(total)  # fewer roundings than in one long sum
         for j in tl.static_range(SX):
-            logit = tl.load(line + tl.minimum(x + j, w - 1) * C, mask=own >= 0, other=0.0)
+            logit = tl.load(line + tl.minimum(x + j, size.w - 1) * size.C, mask=own >= 0, other=0.0)
             part += weights[i * SX + j] * logit
         total += part
     return total
@@ -61,145 +94,83 @@ def find_spoiled(bad, mixture):
 
 
 @triton.jit
-def mix_tile(
-    tile,
-    first_tile,
-    tiles_y,
-    source,
-    bad,
-    labels,
-    rstd,
-    window,
-    lower_y,
-    fraction_y,
-    base_y,
-    lower_x,
-    fraction_x,
-    base_x,
-    h,
-    w,
-    H,
-    W,
-    C,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TY: tl.constexpr,
-    TX: tl.constexpr,
-    SY: tl.constexpr,
-    SX: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BY_WEIGHT: tl.constexpr,
-):
-    """What a tile of pixels mixes of its frame, for all classes.
-
-    Gives the pixels' rows, columns, places in a plane and labels, and which exist; the labels' pointer there; the
-    lanes' site and frame; A `[P, slots]` and the lanes' 1 / xi; f_y `[P]`; the source from the frame's first row on,
-    and the slots' places there; the pixels that mix a logit that is not finite, and the slots that those mix.
-    """
-    G: tl.constexpr = SY * SX // 16
-    LX: tl.constexpr = SX // G
-    n, tile_y, tile_x, frame_y, frame_x = place_tile(tile, first_tile, tiles_y, W, base_y, base_x, TX)
-    site = tile_site(labels, rstd, window, n, tile_y, tile_x, H, W, TY, TX, G, NORMALIZE)
-    lane_x = frame_x + tl.arange(0, TY * TX * G) % G * LX
-    frame = ((lower_y, fraction_y, frame_y, H), (lower_x, fraction_x, lane_x, W))
-    lanes, inverse = mix(site, frame, KH, KW, SY, LX, NORMALIZE, BY_WEIGHT)
-    mixture = join_lanes(lanes, SY, G)
-    line = (n * h + frame_y) * w
-    source += line * C
-    own_merged = sum_lanes(own_logit(source, frame_y, lane_x, h, w, C, lanes, site[3], SY, LX), G)
-    slots = frame_pixels(frame_y, frame_x, h, w, SY, SX)
+def mix_tile(tile, first_tile, tiles_y, source, bad, labels, rstd, window, tables_y, tables_x, size, S: tl.constexpr):
+    """The tile, and its lanes."""
+    G: tl.constexpr = S.SY * S.SX // 16
+    LX: tl.constexpr = S.SX // G
+    n, tile_y, tile_x, base_y, base_x = locate_footprint(
+        tile, first_tile, tiles_y, size.W, tables_y.base, tables_x.base, S
+    )
+    near = tile_neighbourhood(labels, rstd, window, n, tile_y, tile_x, size.H, size.W, S, G)
+    lane_x = base_x + tl.arange(0, S.TY * S.TX * G) % G * LX
+    axis_y = Axis(tables_y.lower, tables_y.fraction, base_y, size.H)
+    axis_x = Axis(tables_x.lower, tables_x.fraction, lane_x, size.W)
+    parts, inverse = mix(near, axis_y, axis_x, S, LX)
+    mixture = join_lanes(parts, S.SY, G)
+    line = (n * size.h + base_y) * size.w
+    source += line * size.C
+    own_merged = sum_lanes(own_logit(source, base_y, lane_x, size, parts, near.own, S.SY, LX), G)
+    slots = footprint_pixels(base_y, base_x, size.h, size.w, S.SY, S.SX)
     spoiled, holes = find_spoiled(tl.load(bad + line + slots), mixture)
 
-    row, col = tile_pixels(tile_y, tile_x, TY, TX, 1)
-    pixel = n * H * W + lane_offset(row, col, W, 1)
-    labels += pixel
-    own = load_own_labels(labels, row, col, H, W, 1)[0]
-    inside = is_inside(row, col, H, W)
-    pixels = (row, col, pixel, own, inside)
-    return pixels, labels, site, frame, mixture, inverse, own_merged, source, slots, spoiled, holes
+    row, col = tile_pixels(tile_y, tile_x, S, 1)
+    plane = n * size.H * size.W + lane_offset(row, col, size.W, 1)
+    labels += plane
+    own = load_own_labels(labels, row, col, size.H, size.W, 1)[0]
+    inside = is_inside(row, col, size.H, size.W)
+    pixels = Tile(row, col, plane, inside, own, labels, mixture, own_merged, source, slots, spoiled, holes)
+    return pixels, Lanes(near, axis_y, axis_x, inverse)
 
 
-@kernel
+@triton.jit
 def upsampled_loss_fwd_kernel(
-    losses,
-    top,
-    total,
-    source,
-    bad,
-    labels,
-    rstd,
-    class_weight,
-    window,
-    lower_y,
-    fraction_y,
-    base_y,
-    lower_x,
-    fraction_x,
-    base_x,
-    h,
-    w,
-    H,
-    W,
-    C,
-    centre_stride,
-    smoothing,
-    alpha,
-    gamma,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TY: tl.constexpr,
-    TX: tl.constexpr,
-    SY: tl.constexpr,
-    SX: tl.constexpr,
-    CLASSES: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BY_WEIGHT: tl.constexpr,
-    FOCAL: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    losses_ptr,
+    top_ptr,
+    total_ptr,
+    source_ptr,
+    bad_ptr,
+    labels_ptr,
+    rstd_ptr,
+    class_weight_ptr,
+    window_ptr,
+    tables_y,
+    tables_x,
+    size,
+    options,
+    S: tl.constexpr,
+    L: tl.constexpr,
 ):
-    pixels, labels, _site, _frame, mixture, _inverse, own_merged, source, slots, spoiled, _holes = mix_tile(
+    """The planes `losses`, `total` and `top` of a tile.
+
+    1. Build A, the weights of the footprint's low-resolution pixels in each merged pixel, and f_y.
+    2. Over blocks of classes: the product of A and the source, and the sums of exp(f_c - top).
+    3. Each pixel's loss, 0 at void and between centres, NaN at labels out of range.
+    """
+    C = size.C
+    tile, _lanes = mix_tile(
         tl.program_id(0),
         0,
-        tl.cdiv(H, TY),
-        source,
-        bad,
-        labels,
-        rstd,
-        window,
-        lower_y,
-        fraction_y,
-        base_y,
-        lower_x,
-        fraction_x,
-        base_x,
-        h,
-        w,
-        H,
-        W,
-        C,
-        KH,
-        KW,
-        TY,
-        TX,
-        SY,
-        SX,
-        NORMALIZE,
-        BY_WEIGHT,
+        tl.cdiv(size.H, S.TY),
+        source_ptr,
+        bad_ptr,
+        labels_ptr,
+        rstd_ptr,
+        window_ptr,
+        tables_y,
+        tables_x,
+        size,
+        S,
     )
-    row, col, pixel, own, inside = pixels
-    highest = own_merged
-    others = tl.zeros_like(own_merged)
-    drift = tl.zeros_like(own_merged)
-    for c0 in range(0, C, CLASSES):
-        c = c0 + tl.arange(0, CLASSES)
-        merged = tl.dot(mixture, load_source(source, slots, c, C), input_precision=PRECISION)
-        difference = merged - own_merged[:, None]
+    highest = tile.own_merged
+    others = tl.zeros_like(tile.own_merged)
+    smoothing_sum = tl.zeros_like(tile.own_merged)
+    for c0 in range(0, C, S.CLASSES):
+        c = c0 + tl.arange(0, S.CLASSES)
+        merged = tl.dot(tile.mixture, load_source(tile.source, tile.slots, c, C), input_precision=S.PRECISION)
+        difference = merged - tile.own_merged[:, None]
         # without the own class, whose term is known, what is small keeps its digits
-        counts = (c[None, :] < C) & (c[None, :] != own[:, None])
-        if BOUNDED:
+        counts = (c[None, :] < C) & (c[None, :] != tile.own[:, None])
+        if L.BOUNDED:
             others += tl.sum(tl.where(counts, tl.exp2(difference * LOG2E), 0.0), 1)
         else:
             # of `merged` itself: the backward has the same bits, and large logits leave no others
@@ -207,170 +178,126 @@ def upsampled_loss_fwd_kernel(
             others = others * tl.exp(highest - now)
             others += tl.sum(tl.where(counts, tl.exp(merged - now[:, None]), 0.0), 1)
             highest = now
-        if SMOOTHING:
-            if WEIGHTED:
-                difference *= tl.load(class_weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-            drift += tl.sum(tl.where(counts, difference, 0.0), 1)
+        if L.HAS_SMOOTHING:
+            if L.HAS_CLASS_WEIGHT:
+                difference *= tl.load(class_weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+            smoothing_sum += tl.sum(tl.where(counts, difference, 0.0), 1)
 
-    tl.store(total + pixel, others, mask=inside)
-    if not BOUNDED:
-        tl.store(top + pixel, highest, mask=inside)
+    tl.store(total_ptr + tile.plane, others, mask=tile.inside)
+    if not L.BOUNDED:
+        tl.store(top_ptr + tile.plane, highest, mask=tile.inside)
     # loaded anew, the labels have one pixel to a lane, and so has what follows from them
-    own = load_own_labels(labels, row, col, H, W, 1)[0]
+    row = tile.row
+    col = tile.col
+    own = load_own_labels(tile.labels, row, col, size.H, size.W, 1)[0]
     others = tl.where(own >= 0, others, 0.0)
-    surprise, miss = surprise_and_miss(highest - own_merged, others)
-    weight_sum = class_weight_sum(class_weight, C, WEIGHTED)
-    loss = local_cost(
-        surprise,
-        miss,
-        drift,
-        gather_weights(class_weight, (own,), 1, WEIGHTED)[0],
-        weight_sum,
-        smoothing,
-        alpha,
-        gamma,
-        C,
-        FOCAL,
-        SMOOTHING,
-    )
-    loss = tl.where((own == INVALID) | spoiled, float("nan"), loss)
-    centre = (own != VOID) & (row % centre_stride == 0) & (col % centre_stride == 0)
-    tl.store(losses + pixel, tl.where(centre, loss, 0.0), mask=inside)
+    nll, one_minus_p = nll_and_one_minus_p(highest - tile.own_merged, others)
+    own_weight = gather_class_weights(class_weight_ptr, (own,), L)[0]
+    weight_sum = sum_class_weights(class_weight_ptr, C, L)
+    loss = pixel_loss(nll, one_minus_p, smoothing_sum, own_weight, weight_sum, options, C, L)
+    loss = tl.where((own == INVALID) | tile.spoiled, float("nan"), loss)
+    centre = (own != VOID) & (row % options.centre_stride == 0) & (col % options.centre_stride == 0)
+    tl.store(losses_ptr + tile.plane, tl.where(centre, loss, 0.0), mask=tile.inside)
 
 
-@kernel
+@triton.jit
 def upsampled_loss_bwd_kernel(
-    parts,
-    gradient,
-    top,
-    total,
-    source,
-    bad,
-    labels,
-    rstd,
-    class_weight,
-    window,
-    lower_y,
-    fraction_y,
-    base_y,
-    lower_x,
-    fraction_x,
-    base_x,
-    h,
-    w,
-    H,
-    W,
-    C,
-    first_tile,
-    tiles_y,
-    span_y,
-    span_x,
-    centre_stride,
-    smoothing,
-    alpha,
-    gamma,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TY: tl.constexpr,
-    TX: tl.constexpr,
-    SY: tl.constexpr,
-    SX: tl.constexpr,
-    CLASSES: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BY_WEIGHT: tl.constexpr,
-    FOCAL: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    parts_ptr,
+    gradient_ptr,
+    top_ptr,
+    total_ptr,
+    source_ptr,
+    bad_ptr,
+    labels_ptr,
+    rstd_ptr,
+    class_weight_ptr,
+    window_ptr,
+    tables_y,
+    tables_x,
+    size,
+    band,
+    options,
+    S: tl.constexpr,
+    L: tl.constexpr,
 ):
-    """Of tiles_y rows of tiles, `[tiles, span_y span_x, C]`: A^T G; with NORMALIZE four more, the planes of T."""
-    tile = tl.program_id(0)
-    pixels, _labels, site, frame, mixture, inverse, own_merged, source, slots, spoiled, holes = mix_tile(
-        tile,
-        first_tile,
-        tiles_y,
-        source,
-        bad,
-        labels,
-        rstd,
-        window,
-        lower_y,
-        fraction_y,
-        base_y,
-        lower_x,
-        fraction_x,
-        base_x,
-        h,
-        w,
-        H,
-        W,
-        C,
-        KH,
-        KW,
-        TY,
-        TX,
-        SY,
-        SX,
-        NORMALIZE,
-        BY_WEIGHT,
+    """Of a band of tiles the parts `[tiles, span_y span_x, C]`: A^T G; with NORMALIZE four more, the planes of T.
+
+    1. Build A, as the forward.
+    2. From `total` and `top` that the forward left: the slope of each pixel's loss.
+    3. Over blocks of classes: G from the product of A and the source, and A^T G.
+    4. With NORMALIZE: T from the gradient of A.
+    """
+    C = size.C
+    tile_index = tl.program_id(0)
+    tile, lanes = mix_tile(
+        tile_index,
+        band.first_tile,
+        band.tiles_y,
+        source_ptr,
+        bad_ptr,
+        labels_ptr,
+        rstd_ptr,
+        window_ptr,
+        tables_y,
+        tables_x,
+        size,
+        S,
     )
-    row, col, pixel, own, inside = pixels
-    others = tl.load(total + pixel, mask=inside, other=0.0)
-    highest = own_merged
-    lead = tl.zeros_like(own_merged)
-    if not BOUNDED:
-        highest = tl.load(top + pixel, mask=inside, other=0.0)
-        lead = highest - own_merged
-    surprise, miss = surprise_and_miss(lead, others)
-    taken = (own >= 0) & (row % centre_stride == 0) & (col % centre_stride == 0)
-    coefficient, own_gradient, uniform = cost_slope(
-        tl.load(gradient + pixel, mask=taken & ~spoiled, other=0.0),
-        surprise,
-        miss,
-        gather_weights(class_weight, (own,), 1, WEIGHTED)[0],
-        class_weight_sum(class_weight, C, WEIGHTED),
-        smoothing,
-        alpha,
-        gamma,
+    own = tile.own
+    others = tl.load(total_ptr + tile.plane, mask=tile.inside, other=0.0)
+    highest = tile.own_merged
+    max_minus_own = tl.zeros_like(highest)
+    if not L.BOUNDED:
+        highest = tl.load(top_ptr + tile.plane, mask=tile.inside, other=0.0)
+        max_minus_own = highest - tile.own_merged
+    nll, one_minus_p = nll_and_one_minus_p(max_minus_own, others)
+    taken = (own >= 0) & (tile.row % options.centre_stride == 0) & (tile.col % options.centre_stride == 0)
+    coefficient, own_gradient, uniform = pixel_loss_slope(
+        tl.load(gradient_ptr + tile.plane, mask=taken & ~tile.spoiled, other=0.0),
+        nll,
+        one_minus_p,
+        gather_class_weights(class_weight_ptr, (own,), L)[0],
+        sum_class_weights(class_weight_ptr, C, L),
+        options,
         C,
-        FOCAL,
-        SMOOTHING,
+        L,
     )
-    factor = tl.div_rn(coefficient, tl.exp(-lead) + others)
+    factor = tl.div_rn(coefficient, tl.exp(-max_minus_own) + others)
 
     pitch = C
-    if NORMALIZE:
+    if S.NORMALIZE:
         pitch = C + 4
-    slot = tl.arange(0, SY * SX)
-    kept = (slot // SX < span_y) & (slot % SX < span_x)
-    parts += tile.to(tl.int64) * span_y * span_x * pitch
-    slope = tl.zeros_like(mixture)
-    for c0 in range(0, C, CLASSES):
-        c = c0 + tl.arange(0, CLASSES)
-        x = load_source(source, slots, c, C)
-        merged = tl.dot(mixture, x, input_precision=PRECISION) - highest[:, None]
-        g = factor[:, None] * (tl.exp2(merged * LOG2E) if BOUNDED else tl.exp(merged))
-        if SMOOTHING:
-            if WEIGHTED:
-                g -= uniform[:, None] * tl.load(class_weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    SX: tl.constexpr = S.SX
+    slot = tl.arange(0, S.SY * SX)
+    kept = (slot // SX < band.span_y) & (slot % SX < band.span_x)
+    parts_ptr += tile_index.to(tl.int64) * band.span_y * band.span_x * pitch
+    slope = tl.zeros_like(tile.mixture)
+    for c0 in range(0, C, S.CLASSES):
+        c = c0 + tl.arange(0, S.CLASSES)
+        x = load_source(tile.source, tile.slots, c, C)
+        merged = tl.dot(tile.mixture, x, input_precision=S.PRECISION) - highest[:, None]
+        g = factor[:, None] * (tl.exp2(merged * LOG2E) if L.BOUNDED else tl.exp(merged))
+        if L.HAS_SMOOTHING:
+            if L.HAS_CLASS_WEIGHT:
+                g -= uniform[:, None] * tl.load(class_weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
             else:
                 g -= uniform[:, None]
         g = tl.where(c[None, :] == own[:, None], own_gradient[:, None], g)
-        if NORMALIZE:
-            slope += tl.dot(g, tl.trans(x), input_precision=PRECISION)
-        part = tl.trans(tl.dot(tl.trans(g), mixture, input_precision=PRECISION))
-        part = tl.where(holes[:, None], float("nan"), part)
+        if S.NORMALIZE:
+            slope += tl.dot(g, tl.trans(x), input_precision=S.PRECISION)
+        part = tl.trans(tl.dot(tl.trans(g), tile.mixture, input_precision=S.PRECISION))
+        part = tl.where(tile.holes[:, None], float("nan"), part)
         tl.store(
-            parts + (slot // SX * span_x + slot % SX)[:, None] * pitch + c[None, :],
+            parts_ptr + (slot // SX * band.span_x + slot % SX)[:, None] * pitch + c[None, :],
             part,
             mask=kept[:, None] & (c[None, :] < C),
         )
-    if NORMALIZE:
-        G: tl.constexpr = SY * SX // 16
-        slopes = variance_slopes(slope, inverse / C, site, frame, KH, KW, SY, SX // G, G)
-        k = tl.arange(0, 4 * SY * SX)
+    if S.NORMALIZE:
+        G: tl.constexpr = S.SY * SX // 16
+        slopes = variance_slopes(slope, lanes.inverse / C, lanes.near, lanes.axis_y, lanes.axis_x, S, SX // G, G)
+        k = tl.arange(0, 4 * S.SY * SX)
         row = k // (2 * SX)
         col = k % (2 * SX)
-        kept = (row // 2 < span_y) & (col // 2 < span_x)
-        tl.store(parts + (row // 2 * span_x + col // 2) * pitch + C + row % 2 * 2 + col % 2, slopes, mask=kept)
+        kept = (row // 2 < band.span_y) & (col // 2 < band.span_x)
+        at = (row // 2 * band.span_x + col // 2) * pitch + C + row % 2 * 2 + col % 2
+        tl.store(parts_ptr + at, slopes, mask=kept)

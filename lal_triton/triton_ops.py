@@ -13,7 +13,7 @@ from torch import Tensor
 from lal_triton import derivatives, validation
 from lal_triton.dispatch import constant_in_graphs
 from lal_triton.kernels import configs
-from lal_triton.kernels.layouts import State
+from lal_triton.kernels.host.workspace import WorkspaceLayout
 from lal_triton.ops import OPTIONS, library, local_loss_of, register, register_autograd
 from lal_triton.options import LocalLoss, Pooling
 
@@ -32,7 +32,7 @@ def repeat(
     logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Hashable
 ) -> Tensor | None:
     """`pooled_loss` of tensors like those of an earlier call with this request, which need no checks; else None."""
-    plans = sys.modules.get("lal_triton.kernels.plans")
+    plans = sys.modules.get("lal_triton.kernels.host.plan")
     if torch.compiler.is_compiling() or plans is None or not derivatives.is_plain(logits):
         return None
     try:
@@ -61,7 +61,7 @@ def pooled_loss(
             options.kernel_height, options.kernel_width, logits.dtype, logits.device
         )
         return _differentiable_pooled_loss(logits, target, weight, pixel_weight, *options, *pooling, keep)[0]
-    from lal_triton.kernels import plans
+    from lal_triton.kernels.host import plan as plans
 
     key = _key(plans, logits, target, weight, pixel_weight, request or (options, pooling))
     decided = None if _is_differentiable(logits) else False
@@ -85,7 +85,7 @@ def _key(plans: Any, logits: Tensor, target: Tensor, weight: Any, pixel_weight: 
 @constant_in_graphs  # it reads files and the environment, which are no part of a graph
 def _keep_is_chosen(kernel_height: int, kernel_width: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Of numbers: a graph that makes a record of options cannot hand it over."""
-    return configs.keep_is_chosen((kernel_height, kernel_width), dtype, device)
+    return configs.saves_exp((kernel_height, kernel_width), dtype, device)
 
 
 def _run(plan: Any, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None) -> Tensor:
@@ -139,14 +139,14 @@ def _pooled_loss(
 ) -> tuple[Tensor, ...]:
     plan = _plan(logits, target, weight, pixel_weight, rest)
     value, saved = _forward(plan, logits, target, weight, pixel_weight)
-    kept = value.new_empty(0) if saved.kept is None else saved.kept
-    return value, saved.labels, saved.state, kept
+    kept = value.new_empty(0) if saved.exp is None else saved.exp
+    return value, saved.labels, saved.workspace, kept
 
 
 def _plan(
     logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, rest: tuple[Any, ...]
 ) -> Any:
-    from lal_triton.kernels import plans
+    from lal_triton.kernels.host import plan as plans
 
     asked = _split(rest)
     key = plans.key_of(logits, target, weight, pixel_weight, *asked)
@@ -160,12 +160,12 @@ def _split(rest: tuple[Any, ...]) -> tuple[LocalLoss, Pooling, bool]:
 
 def _pooled_loss_fake(logits: Tensor, target: Tensor, weight: Tensor | None, _: Any, *asked: Any) -> tuple[Tensor, ...]:
     options, pooling, keep = _split(asked)
-    state = State(logits.shape, target.shape, options, pooling, keep)
+    layout = WorkspaceLayout(logits.shape, target.shape, options, pooling, keep)
     return (
         logits.new_empty(target.shape if pooling.reduction == "none" else (), dtype=torch.float32),
         target.new_empty(target.shape, dtype=torch.int32),
-        logits.new_empty(state.size, dtype=torch.float32),
-        logits.new_empty(logits.shape if state.keep else 0, dtype=torch.float32),
+        logits.new_empty(layout.size, dtype=torch.float32),
+        logits.new_empty(logits.shape if layout.saves_exp else 0, dtype=torch.float32),
     )
 
 

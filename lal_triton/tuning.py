@@ -116,7 +116,7 @@ def tune(
     ]
     for kind in _several(dtype):
         choose_backend("triton", device.type, kind)
-    from lal_triton.kernels import plans
+    from lal_triton.kernels.host import plan as plans
 
     results = []
     current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -215,7 +215,7 @@ def _search(setting: Setting, default: Config, device: torch.device) -> list[Con
 
 @contextlib.contextmanager
 def _configured(forced: Forced) -> Iterator[None]:
-    from lal_triton.kernels import plans
+    from lal_triton.kernels.host import plan as plans
 
     with configs.forcing(forced):
         plans.clear()

@@ -82,7 +82,8 @@ class Problem(NamedTuple):
 
     def record(self, forced: Forced) -> list[Any]:
         """The launches of a step, which are not made."""
-        from lal_triton.kernels import launching, plans
+        from lal_triton.kernels.host import launch as launching
+        from lal_triton.kernels.host import plan as plans
 
         with configs.forcing(forced), launching.recording() as launches:
             plans.clear()
@@ -94,7 +95,7 @@ class Problem(NamedTuple):
         """What there is to tune, in this order, each with what must be forced so that a step asks for it."""
         found: dict[Setting, Forced] = {}
         kernels = []
-        for forced in ({}, *({"step": {"keep": keep}} for keep in (1, 0))):
+        for forced in ({}, *({"step": {"saves_exp": saves}} for saves in (1, 0))):
             with configs.asking() as asked:
                 kernels.append([launch.kernel.__name__ for launch in self.record(forced)])
             found = {**dict.fromkeys(asked, forced), **found}
@@ -119,7 +120,7 @@ def candidates(setting: Setting) -> list[Config]:
         "columns": (32, 64, 128),
         "strips": (1, 2, 4),
         "groups": (1,) if 0 < setting.classes <= 64 else (1, 2, 4),
-        "keep": (1, 0),
+        "saves_exp": (1, 0),
         "classes": (16, 32, 64),
         "lanes_per_slot": (2, 4, 8),
         "num_stages": (1, 2, 3),

@@ -55,22 +55,22 @@ def cheap_strips(request):
 @pytest.fixture(autouse=True)
 def fresh_plans():
     """A plan remembers configurations and limits that a test may change."""
-    if "lal_triton.kernels.plans" in sys.modules:
-        sys.modules["lal_triton.kernels.plans"].clear()
+    if "lal_triton.kernels.host.plan" in sys.modules:
+        sys.modules["lal_triton.kernels.host.plan"].clear()
 
 
 @pytest.fixture
 def poison(monkeypatch):
     """The kernels' outputs start as NaN, so that an element that is never written shows; gives the buffers' shapes."""
-    from lal_triton.kernels import arguments
+    from lal_triton.kernels.host import launch
 
     shapes = []
-    empty, empty_like = arguments.empty, arguments.empty_like
+    allocate = launch.allocate
 
-    def poisoned(tensor):
+    def poisoned(*arguments):
+        tensor = allocate(*arguments)
         shapes.append(tuple(tensor.shape))
         return tensor.fill_(math.nan if tensor.is_floating_point() else 77)
 
-    monkeypatch.setattr(arguments, "empty", lambda *shape_and_type: poisoned(empty(*shape_and_type)))
-    monkeypatch.setattr(arguments, "empty_like", lambda tensor: poisoned(empty_like(tensor)))
+    monkeypatch.setattr(launch, "allocate", poisoned)
     return shapes

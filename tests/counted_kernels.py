@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 
 from lal_triton.costs import resources
-from lal_triton.kernels.launching import Launch, kernel
+from lal_triton.kernels.host.launch import Launch, kernel
 
 LANES = 32
 CLASSES = (20, 21, 52)

@@ -14,8 +14,8 @@ CALLS = collections.defaultdict(set)
 
 def describe(argument):
     """Tuples as brackets around their values."""
-    if hasattr(argument, "value"):  # a constexpr
-        return repr(argument.value)
+    if hasattr(argument, "value"):  # a constexpr, whose own tuples are part of the name
+        return repr(argument.value).replace("(", "<").replace(")", ">")
     if isinstance(argument, tuple) or hasattr(argument, "values"):
         return "(" + " ".join(map(describe, argument)) + ")"
     return str(getattr(argument, "type", argument))

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 
 from lal_triton import reference
-from lal_triton.kernels import configs, plans
+from lal_triton.kernels import configs
 from lal_triton.kernels.arithmetic import log_of_sum
+from lal_triton.kernels.host import plan as plans
 from lal_triton.labels import INVALID, VOID, encode_labels
 from lal_triton.options import LocalLoss, Pooling, make_options
 

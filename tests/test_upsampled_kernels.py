@@ -12,8 +12,9 @@ from test_upsampling import make_upsampled
 pytest.importorskip("triton")
 
 from lal_triton import LocallyAdaptiveLoss, functional
-from lal_triton.kernels import configs, plans
+from lal_triton.kernels import configs
 from lal_triton.kernels.configs import upsampling_is_served
+from lal_triton.kernels.host import plan as plans
 from lal_triton.options import Pooling, make_options
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -217,7 +218,7 @@ def test_opcheck():
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
 def test_ratios_of_two_and_more_are_served(kernel_size, align_corners):
-    from lal_triton.kernels.launch_upsampled import _tables
+    from lal_triton.kernels.host.upsampled import _tables
 
     options = make_options(kernel_size=kernel_size, align_corners=align_corners)
     for low in [(size, 2 * size // 3 + 1) for size in range(1, 40)]:

@@ -26,7 +26,7 @@ from lal_triton.kernels import configs
 from lal_triton.options import LocalLoss, Pooling, make_options
 
 if TYPE_CHECKING:
-    from lal_triton.kernels.launching import Launch
+    from lal_triton.kernels.host.launch import Launch
 
 TARGET = "sm_90"
 IMAGES, SIDE = 2, 512  # of the labels, whole tiles of all kernels
@@ -186,11 +186,13 @@ def make_rows(parts: Sequence[Part]) -> list[tuple[Part, Row]]:
 
 def _bytes_with_classes(launch: Launch, tensors: dict[str, torch.Tensor], classes: int) -> Iterator[float]:
     """Of the tensors that grow with the classes; of an image, and of the scratch for tiles, what the launch takes."""
-    given = launch.constants
+    from lal_triton.costs import resources
+
+    given = resources.arguments_of(launch)
     for name, tensor in tensors.items():
-        if name == "parts":
-            across = given.get("tiles_x") or -(-given["W"] // given["TX"])
-            images = len(launch.given[launch.tensors.index("source")])
+        if name == "parts_ptr":
+            across = given["axis_x"].tiles if "axis_x" in given else -(-given["W"] // given["TX"])
+            images = len(given["source_ptr"])
             slots = images * given["tiles_y"] * across * given["span_y"] * given["span_x"]
             yield slots * (classes + 4 * given["NORMALIZE"]) * tensor.element_size()
         elif classes in tensor.shape[1::2]:

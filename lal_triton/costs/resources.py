@@ -13,29 +13,18 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from lal_triton.costs import paths, statements
-from lal_triton.kernels import configs, launching, plans
-from lal_triton.kernels.launching import Launch
+from lal_triton.kernels import configs
+from lal_triton.kernels.host import launch as launching
+from lal_triton.kernels.host import plan as plans
+from lal_triton.kernels.host.launch import Launch
 from lal_triton.options import LocalLoss, Pooling
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-POINTERS = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.int16: "*i16",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
-    torch.bool: "*i1",
 }
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -56,7 +45,7 @@ def record_step(
     """
     settings = {family: configs.Setting.of(family, logits, target.shape[1], options) for family in configs.FAMILIES}
     shipped = {family: configs.pinned(setting, device_class) for family, setting in settings.items()}
-    keep = bool(shipped["step"]["keep"]) == default
+    keep = bool(shipped["step"]["saves_exp"]) == default
     with configs.forcing(shipped), launching.recording() as launches:
         plan = plans.Plan(logits, target, weight, None, options, pooling, keep)
         value, saved = plan.forward(logits, target, weight, None)
@@ -70,40 +59,20 @@ def record_step(
 
 
 def arguments_of(launch: Launch) -> dict[str, Any]:
-    """All arguments by name, the tensors among them, and the number of warps and of stages."""
-    return {**dict(zip(launch.tensors, launch.given, strict=True)), **launch.constants}
-
-
-def source_of(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
-    """What Triton compiles for the launch, and with which options."""
-    given = arguments_of(launch)
-    signature, constants = {}, {}
-    for parameter in launch.kernel.params:
-        value = given[parameter.name]
-        one = type(value) is int and value == 1 and not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or one:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-    options = {name: given[name] for name in ("num_warps", "num_stages") if name in given}
-    return ASTSource(launch.kernel, signature, constants), options
+    """All arguments by name, the tensors among them; the fields of records stand beside these under their own names."""
+    given = {**dict(zip(launch.tensors, launch.given, strict=True)), **launch.arguments}
+    fields = [value._asdict() for value in given.values() if hasattr(value, "_asdict")]
+    return {**{name: value for record in fields for name, value in record.items()}, **given}
 
 
 def identity(launch: Launch) -> str:
     """The same for launches that run the same compiled kernel."""
-    source, options = source_of(launch)
-    return repr((launch.kernel.__name__, source.signature, sorted(source.constants.items()), options))
+    return repr((launch.kernel.__name__, *launch.signature(launch.given), launch.lanes, launch.num_stages))
 
 
 def compile_launch(launch: Launch, target: GPUTarget, limits: dict[str, int] | None = None) -> Any:
     """The compiled kernel; `limits` are options of Triton's that limit the registers."""
-    source, options = source_of(launch)
-    options["num_warps"] = max(1, options["num_warps"] * 32 // target.warp_size)
-    return triton.compile(source, target=target, options={**options, **(limits or {})})
+    return launch.compile(launch.given, target, **(limits or {}))
 
 
 def report(launch: Launch, target: GPUTarget, limits: dict[str, int] | None = None) -> dict[str, Any]:
@@ -144,16 +113,21 @@ def _number(pattern: str, text: str) -> int:
 def executed(launch: Launch, disassembly: str) -> paths.Path:
     """What all threads of the launch execute, on the path of `paths`."""
     thread = paths.count(disassembly, statements.source_of(launch.kernel, arguments_of(launch)))
-    return thread.times(32 * launch.constants["num_warps"] * launch.grid[0])
+    return thread.times(max(32, launch.lanes) * launch.grid[0])
 
 
 def tensors_used(launch: Launch, compiled: Any) -> dict[str, Tensor]:
     """Those that a kernel compiled for an NVIDIA GPU reads or writes: others are parameters that it never loads."""
-    signature = source_of(launch)[0].signature
-    parameters = [name for name, kind in signature.items() if kind != "constexpr"]
+    signature, _ = launch.signature(launch.given)
+    parameters = [name for name, kind in signature.items() for _ in range(_parameters(kind))]
     loaded = {int(number) for number in re.findall(r"ld\.param\S*\s.*_param_(\d+)", compiled.asm["ptx"])}
     names = {name for i, name in enumerate(parameters) if i in loaded}
     return {name: value for name, value in arguments_of(launch).items() if name in names and isinstance(value, Tensor)}
+
+
+def _parameters(kind: Any) -> int:
+    """How many parameters of a compiled kernel one of the source is."""
+    return sum(map(_parameters, kind)) if isinstance(kind, tuple) else int(kind != "constexpr")
 
 
 def disassemble(compiled: Any) -> str:

@@ -23,6 +23,7 @@ def source_of(kernel: Any, arguments: Mapping[str, Any]) -> Source:
     path = Path(kernel.fn.__code__.co_filename)
     caller = parse(path).functions[kernel.fn.__name__]
     known = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    known |= {field for name in known for field in getattr(arguments[name], "_fields", ())}
 
     def file(line: Line) -> "File":
         beside = path.with_name(Path(line[0]).name)  # what is in Triton's cache may have come from another folder

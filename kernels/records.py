@@ -1,0 +1,158 @@
+"""What the host tells a kernel, as records: each is one argument of the kernel.
+
+Runtime records have the values of one launch. Of these the compiler knows nothing but a stride of 1 along a row. Specs
+have what a kernel is compiled for.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Strides(NamedTuple):
+    """Of a tensor `[N, C, H, W]`, in elements."""
+
+    n: Any
+    c: Any
+    h: Any
+    w: Any
+
+
+class PlaneStrides(NamedTuple):
+    """Of a tensor `[N, H, W]`, in elements; all 0 where there is no tensor."""
+
+    n: int = 0
+    h: int = 0
+    w: int = 0
+
+
+class Size(NamedTuple):
+    """Of logits `[N, C, H, W]`, and the elements of each `[N, H, W]` plane of the workspace."""
+
+    H: int
+    W: int
+    C: int
+    plane: int
+
+
+class UpsampledSize(NamedTuple):
+    """Of logits `[N, C, h, w]` and of labels `[N, H, W]`."""
+
+    h: int
+    w: int
+    H: int
+    W: int
+    C: int
+
+
+class LossOptions(NamedTuple):
+    """The numbers in the loss of a pixel, and the stride of the pixels whose loss is taken."""
+
+    centre_stride: int
+    smoothing: float
+    alpha: float
+    gamma: float
+
+
+class LossSpec(NamedTuple):
+    """Which loss of a pixel a kernel is compiled for."""
+
+    FOCAL: bool
+    HAS_CLASS_WEIGHT: bool
+    HAS_SMOOTHING: bool
+    BOUNDED: bool  # exp(f_c - f_y) stays inside float32
+
+
+class WindowSpec(NamedTuple):
+    """Which window and which tiles a full-resolution kernel is compiled for."""
+
+    WEIGHTS: tuple[float, ...] | None  # None where the window is LARGE: its weights are in memory
+    KH: int
+    KW: int
+    ROWS: int  # of the pixels that a lane owns, one below the other
+    COLUMNS: int  # of a tile, a lane each
+    STRIPS: int  # of ROWS rows of a tile
+    NORMALIZE: bool
+    BY_WEIGHT: bool  # whether xi is the sum of the weights, not the count
+    LARGE: bool
+    SAVES_EXP: bool  # whether the forward saves exp(f_c - f_y) for the backward
+    PLANES: tuple[int, ...]  # see `planes.find_plane`
+    GROUPS: int = 1  # of classes, which a tile works on at the same time
+    BAND_COLUMNS: int = 0  # of the pixels that one element of the plane `offsets` is of
+
+
+class PreparationSpec(NamedTuple):
+    """What `prepare_fwd_kernel` writes, and for how many pixels in a program."""
+
+    ROWS: int
+    COLUMNS: int
+    HAS_OWN_LOGIT: bool
+    HAS_MOMENTS: bool
+    HAS_VOID_CHECK: bool
+    PLANES: tuple[int, ...]
+
+
+class PoolingSpec(NamedTuple):
+    """Which pooling a kernel is compiled for, and its pixels in a program."""
+
+    BLOCK: int
+    REDUCTION: str
+    HAS_CLASS_WEIGHT: bool
+    HAS_PIXEL_WEIGHT: bool
+    WEIGHTS_IN_LOSS: bool  # class weights stand inside the smoothed loss of a pixel
+    PLANES: tuple[int, ...]
+
+
+class AxisTables(NamedTuple):
+    """Pointers to the interpolation along an axis: see `footprint`."""
+
+    lower: Any
+    fraction: Any
+    base: Any
+
+
+class FootprintSpec(NamedTuple):
+    """Which window, tiles and footprints an upsampled kernel is compiled for."""
+
+    KH: int
+    KW: int
+    TY: int  # pixels of a tile
+    TX: int
+    SY: int  # low-resolution pixels of a footprint
+    SX: int
+    CLASSES: int  # of a block
+    NORMALIZE: bool
+    BY_WEIGHT: bool
+    PRECISION: str  # of the products
+
+
+class Cells(NamedTuple):
+    """Pointers to what lies in the cells between the low-resolution pixels of an axis."""
+
+    start: Any  # [low + 1], the first full-resolution pixel of each cell
+    fraction: Any
+
+
+class Band(NamedTuple):
+    """Rows of tiles, and the low-resolution pixels of a tile's footprint."""
+
+    first_tile: int
+    tiles_y: int
+    span_y: int
+    span_x: int
+
+
+class PartsAxis(NamedTuple):
+    """Along an axis: where the parts of a low-resolution pixel's gradient are."""
+
+    first: Any  # [low], the first tile whose footprint holds it
+    base: Any  # [tiles], where a footprint begins
+    begin: int  # the first tile that has a part
+    tiles: int  # that have one
+    span: int
+
+
+class GatherSpec(NamedTuple):
+    NORMALIZE: bool
+    MOST_Y: int  # tiles whose footprints hold the same low-resolution pixel
+    MOST_X: int
+    BLOCK: int
+    CLASSES: int
