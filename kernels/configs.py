@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lal_triton.kernels.host import stand_in
 from lal_triton.options import LocalLoss
 
 Config = dict[str, int]
@@ -129,9 +130,11 @@ def _pinned_rules() -> list[dict[str, Any]]:
     return json.loads(Path(__file__).with_name("pinned.json").read_text())["rules"]
 
 
-@functools.lru_cache(maxsize=64)
 def device_class(device: torch.device) -> str:
-    """A GPU's architecture, such as "sm_90" or "gfx942"; "any" for what is no GPU."""
+    """A GPU's architecture, such as "sm_90" or "gfx942", also of what a stand-in compiles for; "any" for no GPU."""
+    if stand_in.current:
+        target = stand_in.current.target
+        return f"sm_{target.arch}" if target.backend == "cuda" else target.arch
     if device.type != "cuda":
         return "any"
     properties = torch.cuda.get_device_properties(device)

@@ -10,12 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import lal_triton.ops  # noqa: F401  (registers torch.ops.lal_triton)
 from lal_triton import derivatives, ranks, validation
 from lal_triton.labels import INVALID, VOID
-from lal_triton.ops import prepare
 from lal_triton.options import loss_dtype
 from lal_triton.pooling import or_one
+from lal_triton.weighing import prepare
 
 
 def evaluate(

@@ -69,21 +69,24 @@ def first_derivative(gradient: Callable[[], Tensor], *sources: Tensor | None) ->
     return _FirstDerivative.apply(value, *(source for source in sources if source is not None))
 
 
-def is_plain(tensor: Tensor) -> bool:
+def are_plain(*tensors: Tensor | None) -> bool:
     """Whether nothing but autograd looks at the operations: no dispatch mode, transform, dual level or subclass."""
-    return not (
+    if (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or type(tensor) not in (Tensor, torch.nn.Parameter)
-        or tensor.is_neg()
-    )
+    ):
+        return False
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_neg()):
+            return False
+    return True
 
 
 def backward_is_last(gradient: Tensor) -> bool:
     """Whether the backward that runs is the last that reads its saved tensors, and may write over them."""
     return (
-        is_plain(gradient)
+        are_plain(gradient)
         and not torch.compiler.is_compiling()
         and not torch._C._functorch.is_legacy_batchedtensor(gradient)  # of `is_grads_batched`
         and not torch._C._autograd._get_current_graph_task_keep_graph()
@@ -121,7 +124,7 @@ def transformable(
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*arguments)
-        return (Eager if is_plain(arguments[0]) else Transformable).apply(*arguments)
+        return (Eager if are_plain(arguments[0]) else Transformable).apply(*arguments)
 
     return call
 

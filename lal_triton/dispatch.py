@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from lal_triton import validation, versions
+from lal_triton.kernels.host import stand_in
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -74,12 +75,13 @@ def _check_triton(device_type: str, dtype: torch.dtype) -> None:
         raise TypeError('backend is "triton" and logits float64, expected float32, float16 or bfloat16')
     if not _is_installed("triton"):
         raise ValueError('backend is "triton", expected "auto": Triton is not installed')
-    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    stands_in = stand_in.current is not None
+    if device_type == "cpu" and not stands_in and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             'backend is "triton" and logits are on the CPU, expected a GPU tensor '
             "(or TRITON_INTERPRET=1 in the environment before the process starts, to interpret the kernels)"
         )
-    if device_type == "cpu":
+    if device_type == "cpu" and not stands_in:
         versions.check_interpreter()
     versions.check_triton()
 

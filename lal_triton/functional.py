@@ -17,20 +17,14 @@ NotImplementedError but with backend="reference", which backend="auto" takes for
 sharded is pooled over the group of its mesh, as with `process_group`.
 """
 
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lal_triton import center, derivatives, max_pooling, pooling, reference, subclasses, triton_ops, validation
-from lal_triton.dispatch import backend_for
-from lal_triton.kernels.configs import upsampling_is_served
-from lal_triton.labels import centre_mask, encode_labels
-from lal_triton.ops import differentiable_local_loss, differentiable_power_norms, prepare
-from lal_triton.options import KernelSize, LocalLoss, Pooling, Window, loss_dtype, make_options
+from lal_triton import center, reference, validation
+from lal_triton.evaluation import evaluate, warn_of_classes
+from lal_triton.labels import encode_labels
+from lal_triton.options import KernelSize, Window, loss_dtype, make_options, make_request
 
 
 def locally_adaptive_loss(
@@ -105,7 +99,7 @@ def locally_adaptive_loss(
     Returns:
         The loss, a scalar (a map with reduction="none"); 0 with a zero gradient, never NaN, where no pixel is valid.
     """
-    options = make_options(
+    request = make_request(
         kernel_size=kernel_size,
         window=window,
         stride=stride,
@@ -116,24 +110,18 @@ def locally_adaptive_loss(
         focal_alpha=focal_alpha,
         focal_gamma=focal_gamma,
         label_smoothing=label_smoothing,
-        align_corners=align_corners,
-    )
-    return evaluate(
-        logits,
-        target,
-        options,
-        ignore_index=ignore_index,
-        weight=weight,
-        pixel_weight=pixel_weight,
         reduction=reduction,
         p=p,
         pool=pool,
         pooling_ratio=pooling_ratio,
         pooling_norm=pooling_norm,
+        ignore_index=ignore_index,
         upsample=upsample,
+        align_corners=align_corners,
         process_group=process_group,
         backend=backend,
     )
+    return evaluate(logits, target, weight, pixel_weight, request)
 
 
 def cross_entropy(
@@ -155,19 +143,16 @@ def cross_entropy(
     It differs from it where no pixel is valid (0 instead of NaN), in the default `ignore_index`, and in that the loss
     of half-precision logits is float32. Arguments and errors are those of `locally_adaptive_loss`.
     """
-    options = make_options(label_smoothing=label_smoothing, align_corners=align_corners)
-    return evaluate(
-        logits,
-        target,
-        options,
-        ignore_index=ignore_index,
-        weight=weight,
-        pixel_weight=pixel_weight,
+    request = make_request(
+        label_smoothing=label_smoothing,
         reduction=reduction,
+        ignore_index=ignore_index,
         upsample=upsample,
+        align_corners=align_corners,
         process_group=process_group,
         backend=backend,
     )
+    return evaluate(logits, target, weight, pixel_weight, request)
 
 
 def focal_loss(
@@ -189,19 +174,18 @@ def focal_loss(
 
     Lin et al., arXiv 1708.02002, in its multi-class form. Arguments and errors are those of `locally_adaptive_loss`.
     """
-    options = make_options(cost="focal", focal_alpha=alpha, focal_gamma=gamma, align_corners=align_corners)
-    return evaluate(
-        logits,
-        target,
-        options,
-        ignore_index=ignore_index,
-        weight=weight,
-        pixel_weight=pixel_weight,
+    request = make_request(
+        cost="focal",
+        focal_alpha=alpha,
+        focal_gamma=gamma,
         reduction=reduction,
+        ignore_index=ignore_index,
         upsample=upsample,
+        align_corners=align_corners,
         process_group=process_group,
         backend=backend,
     )
+    return evaluate(logits, target, weight, pixel_weight, request)
 
 
 def center_loss(
@@ -248,138 +232,8 @@ def merge(
     validation.check_integer("ignore_index", ignore_index)
     validation.check_tensors(logits, target, None, None)
     validation.check_sizes(logits, target, upsample=None)
-    _warn_of_two_classes(logits, options)
+    warn_of_classes(logits.shape[1], normalize, ignore_index, stacklevel=3)
     if target.device.type == "cpu":
         validation.check_labels(target, logits.shape[1], ignore_index)
     labels = encode_labels(target, logits.shape[1], ignore_index)
     return reference.merge(logits.to(loss_dtype(logits)), labels, options)
-
-
-def evaluate(
-    logits: Tensor,
-    target: Tensor,
-    options: LocalLoss,
-    *,
-    ignore_index: int,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    reduction: str,
-    p: float = 1.0,
-    pool: str = "image",
-    pooling_ratio: float = 0.25,
-    pooling_norm: float = 1.7,
-    upsample: str | None,
-    process_group: Any,
-    backend: str,
-) -> Tensor:
-    """What every loss of the package does once its options are a record: check, weigh, evaluate, pool."""
-    numbers = ignore_index, type(ignore_index), p, type(p)  # True equals 1, but is refused
-    request = (options, numbers, reduction, pool, pooling_ratio, pooling_norm, upsample, process_group, backend)
-    value = triton_ops.repeat(logits, target, weight, pixel_weight, request)
-    if value is not None:
-        return _at_centres(value, options) if reduction == "none" else value
-
-    p = validation.check_number("p", p, low=1)
-    ignore_index = validation.check_integer("ignore_index", ignore_index)
-    given = logits
-    inputs = subclasses.Inputs(logits, target, weight, pixel_weight, process_group)
-    logits, target, weight, pixel_weight, process_group = subclasses.unwrap(inputs)
-    logits = logits.resolve_neg() if isinstance(logits, Tensor) else logits
-    validation.check_pooling(reduction, pool, pooling_ratio, pooling_norm, process_group)
-    validation.check_tensors(logits, target, weight, pixel_weight)
-    validation.check_sizes(logits, target, upsample)
-    if torch.compiler.is_compiling() and derivatives.transforms():
-        backend = derivatives.backend_in_graph(backend, weight, pixel_weight)
-    _warn_of_two_classes(logits, options)
-    _warn_of_void_class(logits, ignore_index)
-    whole = logits
-    size = target.shape[1:]
-    logits = _shrink(logits, size, options.align_corners)
-    backend = backend_for(backend, logits)
-    if backend == "triton" and logits.shape[2:] != size and not upsampling_is_served(logits.shape[2:], size, options):
-        logits = _interpolate(logits, size, options.align_corners)
-
-    if reduction != "minkowski":
-        p = 1.0
-    if backend == "triton" and reduction != "max_pooling" and process_group is None:
-        batch_pooling = Pooling(pool if reduction == "minkowski" else reduction, p, ignore_index)
-        repeatable = request if logits is whole else None
-        value = triton_ops.pooled_loss(logits, target, weight, pixel_weight, options, batch_pooling, repeatable)
-        return _at_centres(value, options) if reduction == "none" else value
-
-    detached = [None if weights is None else weights.detach() for weights in (weight, pixel_weight)]
-    rest = logits.shape[1], options.stride, ignore_index, loss_dtype(logits)
-    labels, omega, mass = prepare(target, *detached, *rest)
-    class_weight = None
-    if reduction != "minkowski" and weight is not None and options.label_smoothing > 0:
-        class_weight = detached[0]  # the weights stand inside the cost's two terms
-        omega = prepare(target, None, detached[1], *rest)[1]
-
-    pooled_by_norm = reduction not in ("none", "max_pooling")
-    if backend == "cpu" and pooled_by_norm:
-        total = torch.ones_like(mass[0])
-        if reduction == "mean" and process_group is None:
-            # The sum of losses that are weighted by omega / total: the forward's gradient is complete.
-            total, reduction = pooling.or_one(mass.sum()), "sum"
-        origin, derive = derivatives.origin(logits), logits.requires_grad and torch.is_grad_enabled()
-        norms = differentiable_power_norms(logits, labels, class_weight, omega, total, origin, p, derive, *options)[0]
-        return pooling.pool_norms(norms, mass, reduction, p, pool, process_group)
-
-    if backend == "triton":
-        losses = triton_ops.local_loss(logits, target, class_weight, options, ignore_index)
-    elif backend == "cpu":
-        losses = differentiable_local_loss(logits, labels, class_weight, *options)
-    elif backend == "by image":
-        losses = reference.local_loss_by_image(logits, labels, class_weight, options)
-    else:
-        losses = reference.local_loss(logits, labels, class_weight, options)
-    if pooled_by_norm:
-        norms = pooling.power_norm(losses, omega, p)
-        return pooling.pool_norms(norms, mass, reduction, p, pool, process_group)
-    losses = losses * omega
-    if reduction == "none":
-        return subclasses.like_logits(_at_centres(losses, options), given)
-    valid = centre_mask(labels, options.stride)
-    if pool == "batch":
-        losses, valid, mass = losses.flatten()[None], valid.flatten()[None], mass.sum()[None]
-    maxima = max_pooling.max_pool(losses.flatten(1), valid.flatten(1), pooling_ratio, pooling_norm)
-    return pooling.mean_over_images(maxima, mass > 0, process_group)
-
-
-def _at_centres(losses: Tensor, options: LocalLoss) -> Tensor:
-    return losses[:, :: options.stride, :: options.stride]
-
-
-def _shrink(logits: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
-    """The logits at a size that nowhere exceeds `size`; what is left to do is upsampling, in the backends.
-
-    Bilinear interpolation goes axis by axis, so that those that shrink can go first, into less memory than the logits.
-    """
-    smaller = [min(low, high) for low, high in zip(logits.shape[2:], size, strict=True)]
-    if smaller == list(logits.shape[2:]):
-        return logits
-    return _interpolate(logits, smaller, align_corners)
-
-
-def _interpolate(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    return F.interpolate(logits.to(loss_dtype(logits)), size, mode="bilinear", align_corners=align_corners)
-
-
-def _warn_of_two_classes(logits: Tensor, options: LocalLoss) -> None:
-    if logits.shape[1] == 2 and options.normalize and not torch.compiler.is_compiling():
-        warnings.warn(
-            "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
-            "and its gradient nearly vanishes; normalize=False avoids it",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _warn_of_void_class(logits: Tensor, ignore_index: int) -> None:
-    if ignore_index == 255 and logits.shape[1] > 255 and not torch.compiler.is_compiling():
-        warnings.warn(
-            f"with C = {logits.shape[1]} classes the ignore_index 255 is a class, too, whose pixels are void; pass "
-            "another ignore_index",
-            UserWarning,
-            stacklevel=4,
-        )

@@ -8,42 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lal_triton import center, functional, validation
-from lal_triton.options import KernelSize, Window, make_options
+from lal_triton import center, validation
+from lal_triton.evaluation import evaluate
+from lal_triton.options import KernelSize, Window, make_request
 
 
 class _Loss(nn.Module):
-    """`local` holds the arguments of `make_options`, `pooled` those of `functional.evaluate`."""
-
     weight: Tensor | None
 
-    def __init__(self, weight: Tensor | None, local: dict[str, Any], pooled: dict[str, Any]) -> None:
+    def __init__(self, weight: Tensor | None, **options: Any) -> None:
+        """`options` are those of `make_request`."""
         super().__init__()
         validation.check_weight(weight)
         validation.check_weight_values("weight", weight)
-        validation.check_pooling(
-            pooled["reduction"],
-            pooled.get("pool", "image"),
-            pooled.get("pooling_ratio", 1.0),
-            pooled.get("pooling_norm", 2.0),
-            pooled["process_group"],
-        )
-        validation.check_number("p", pooled.get("p", 1.0), low=1)
-        validation.check_integer("ignore_index", pooled["ignore_index"])
-        validation.check_backend(pooled["backend"])
-        validation.check_choice("upsample", pooled["upsample"], ("bilinear", None))
-        if isinstance(local.get("window"), Tensor):
-            local["window"] = local["window"].tolist()
+        if isinstance(options.get("window"), Tensor):
+            options["window"] = options["window"].tolist()
         self.register_buffer("weight", weight)
-        self.options = make_options(**local)
-        self.pooled = pooled
-        self._shown = {name: value for name, value in (local | pooled).items() if value is not None}
+        self.request = make_request(**options)
+        self._shown = {name: value for name, value in options.items() if value is not None}
 
     def forward(self, logits: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
         """The loss of `[N, C, h, w]` logits and a `[N, H, W]` integer target, with optional `[N, H, W]` weights."""
-        return functional.evaluate(
-            logits, target, self.options, weight=self.weight, pixel_weight=pixel_weight, **self.pooled
-        )
+        return evaluate(logits, target, self.weight, pixel_weight, self.request)
 
     def extra_repr(self) -> str:
         weight = "" if self.weight is None else f"weight=[{len(self.weight)}], "
@@ -78,31 +64,29 @@ class LocallyAdaptiveLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = {
-            "kernel_size": kernel_size,
-            "window": window,
-            "stride": stride,
-            "average": average,
-            "normalize": normalize,
-            "eps": eps,
-            "cost": cost,
-            "focal_alpha": focal_alpha,
-            "focal_gamma": focal_gamma,
-            "label_smoothing": label_smoothing,
-            "align_corners": align_corners,
-        }
-        pooled = {
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "p": p,
-            "pool": pool,
-            "pooling_ratio": pooling_ratio,
-            "pooling_norm": pooling_norm,
-            "upsample": upsample,
-            "process_group": process_group,
-            "backend": backend,
-        }
-        super().__init__(weight, local, pooled)
+        super().__init__(
+            weight,
+            kernel_size=kernel_size,
+            window=window,
+            stride=stride,
+            average=average,
+            normalize=normalize,
+            eps=eps,
+            cost=cost,
+            focal_alpha=focal_alpha,
+            focal_gamma=focal_gamma,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            p=p,
+            pool=pool,
+            pooling_ratio=pooling_ratio,
+            pooling_norm=pooling_norm,
+            ignore_index=ignore_index,
+            upsample=upsample,
+            align_corners=align_corners,
+            process_group=process_group,
+            backend=backend,
+        )
 
 
 class CrossEntropyLoss(_Loss):
@@ -120,15 +104,16 @@ class CrossEntropyLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = {"label_smoothing": label_smoothing, "align_corners": align_corners}
-        pooled = {
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "upsample": upsample,
-            "process_group": process_group,
-            "backend": backend,
-        }
-        super().__init__(weight, local, pooled)
+        super().__init__(
+            weight,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            upsample=upsample,
+            align_corners=align_corners,
+            process_group=process_group,
+            backend=backend,
+        )
 
 
 class FocalLoss(_Loss):
@@ -147,15 +132,18 @@ class FocalLoss(_Loss):
         process_group: Any = None,
         backend: str = "auto",
     ) -> None:
-        local = {"cost": "focal", "focal_alpha": alpha, "focal_gamma": gamma, "align_corners": align_corners}
-        pooled = {
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "upsample": upsample,
-            "process_group": process_group,
-            "backend": backend,
-        }
-        super().__init__(weight, local, pooled)
+        super().__init__(
+            weight,
+            cost="focal",
+            focal_alpha=alpha,
+            focal_gamma=gamma,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            upsample=upsample,
+            align_corners=align_corners,
+            process_group=process_group,
+            backend=backend,
+        )
 
 
 class CenterLoss(nn.Module):

@@ -1,7 +1,7 @@
 """What is computed at each pixel, as one immutable record that every backend receives."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,6 +56,59 @@ class Pooling(NamedTuple):
     def weighs_cost(self, options: LocalLoss) -> bool:
         """Whether class weights stand inside the two terms of the smoothed cost, not before the loss."""
         return options.label_smoothing > 0 and self.reduction not in ("image", "batch")
+
+
+class Request(NamedTuple):
+    """A loss with all of its options, checked."""
+
+    local: LocalLoss
+    reduction: str
+    p: float  # 1 but for the Minkowski mean
+    pool: str
+    pooling_ratio: float
+    pooling_norm: float
+    ignore_index: int
+    upsample: str | None
+    process_group: Any
+    backend: str
+
+    @property
+    def weighs_in_loss(self) -> bool:
+        """Whether class weights stand inside the two terms of the smoothed loss, not before it."""
+        return self.local.label_smoothing > 0 and self.reduction != "minkowski"
+
+
+def make_request(
+    *,
+    reduction: str,
+    p: float = 1.0,
+    pool: str = "image",
+    pooling_ratio: float = 0.25,
+    pooling_norm: float = 1.7,
+    ignore_index: int,
+    upsample: str | None,
+    process_group: Any,
+    backend: str,
+    **local: Any,
+) -> Request:
+    """The record of checked options; `local` are those of `make_options`."""
+    validation.check_pooling(reduction, pool, pooling_ratio, pooling_norm)
+    validation.check_process_group(process_group, reduction, pool)
+    validation.check_choice("upsample", upsample, ("bilinear", None))
+    validation.check_backend(backend)
+    p = validation.check_number("p", p, low=1)
+    return Request(
+        local=make_options(**local),
+        reduction=reduction,
+        p=p if reduction == "minkowski" else 1.0,
+        pool=pool,
+        pooling_ratio=float(pooling_ratio),
+        pooling_norm=float(pooling_norm),
+        ignore_index=validation.check_integer("ignore_index", ignore_index),
+        upsample=upsample,
+        process_group=process_group,
+        backend=backend,
+    )
 
 
 def make_options(

@@ -30,7 +30,7 @@ import torch
 from torch._guards import detect_fake_mode
 from tqdm import tqdm
 
-from lal_triton import tuning_cache
+from lal_triton import steps, tuning_cache
 from lal_triton.dispatch import choose_backend
 from lal_triton.kernels import configs
 from lal_triton.kernels.configs import Config, Setting
@@ -116,8 +116,6 @@ def tune(
     ]
     for kind in _several(dtype):
         choose_backend("triton", device.type, kind)
-    from lal_triton.kernels.host import plan as plans
-
     results = []
     current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with _busy, current, tqdm(desc="tuning", unit="step", total=0, disable=None if progress else True) as bar:
@@ -127,7 +125,7 @@ def tune(
                 if device.type == "cuda" or cache_dir is not None:  # at once: an interrupt loses no more than a family
                     file = tuning_cache.store([_entry(result)], device, None if cache_dir is None else Path(cache_dir))
                 results.append(result._replace(file=file))
-            plans.clear()
+            steps.clear()
     return results
 
 
@@ -215,12 +213,10 @@ def _search(setting: Setting, default: Config, device: torch.device) -> list[Con
 
 @contextlib.contextmanager
 def _configured(forced: Forced) -> Iterator[None]:
-    from lal_triton.kernels.host import plan as plans
-
     with configs.forcing(forced):
-        plans.clear()
+        steps.clear()
         yield
-    plans.clear()
+    steps.clear()
 
 
 class Race:

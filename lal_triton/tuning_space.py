@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lal_triton import functional, validation
+from lal_triton import functional, steps, validation
 from lal_triton.kernels import configs
 from lal_triton.kernels.configs import Config, Setting, upsampling_is_served
 from lal_triton.options import make_options
@@ -83,12 +83,11 @@ class Problem(NamedTuple):
     def record(self, forced: Forced) -> list[Any]:
         """The launches of a step, which are not made."""
         from lal_triton.kernels.host import launch as launching
-        from lal_triton.kernels.host import plan as plans
 
         with configs.forcing(forced), launching.recording() as launches:
-            plans.clear()
+            steps.clear()
             self.work("step", *self.make(torch.device("meta")))()
-        plans.clear()
+        steps.clear()
         return launches
 
     def settings(self) -> dict[Setting, Forced]:

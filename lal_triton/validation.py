@@ -85,23 +85,22 @@ def check_window(window: Any, kernel_size: tuple[int, int]) -> tuple[float, ...]
     return tuple(float(value) for value in weights)
 
 
-def check_pooling(reduction: str, pool: str, pooling_ratio: Any, pooling_norm: Any, process_group: object) -> None:
+def check_pooling(reduction: str, pool: str, pooling_ratio: Any, pooling_norm: Any) -> None:
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("pool", pool, ("image", "batch"))
     if check_number("pooling_ratio", pooling_ratio, low=0, strict=True) > 1:
         raise ValueError(f"pooling_ratio is {pooling_ratio!r}, expected a number in (0, 1]")
     check_number("pooling_norm", pooling_norm, low=1, strict=True)
-    check_process_group(process_group)
+
+
+def check_process_group(process_group: object, reduction: str = "mean", pool: str = "image") -> None:
+    if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
+        raise TypeError(f"process_group is a {type(process_group).__name__}, expected a torch.distributed.ProcessGroup")
     if process_group is not None and (reduction, pool) == ("max_pooling", "batch"):
         raise ValueError(
             'pool is "batch" with reduction="max_pooling" and a process_group, expected "image": the losses of one '
             "rank cannot be weighed without those of the others"
         )
-
-
-def check_process_group(process_group: object) -> None:
-    if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
-        raise TypeError(f"process_group is a {type(process_group).__name__}, expected a torch.distributed.ProcessGroup")
 
 
 def check_tensors(
@@ -232,7 +231,6 @@ def _check_real(name: str, tensor: Any) -> None:
 
 
 def check_sizes(logits: torch.Tensor, target: torch.Tensor, upsample: str | None) -> None:
-    check_choice("upsample", upsample, ("bilinear", None))
     found, expected = list(target.shape[-2:]), list(logits.shape[-2:])
     if upsample is None and found != expected:
         raise ValueError(f"target has the size {found}, expected that of logits, {expected}, since upsample=None")

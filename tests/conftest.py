@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 
 import pytest
 import torch
@@ -53,10 +52,11 @@ def cheap_strips(request):
 
 
 @pytest.fixture(autouse=True)
-def fresh_plans():
-    """A plan remembers configurations and limits that a test may change."""
-    if "lal_triton.kernels.host.plan" in sys.modules:
-        sys.modules["lal_triton.kernels.host.plan"].clear()
+def fresh_steps():
+    """A step remembers configurations and limits that a test may change."""
+    from lal_triton import steps
+
+    steps.clear()
 
 
 @pytest.fixture

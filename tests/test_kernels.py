@@ -11,10 +11,10 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from lal_triton import reference
+from lal_triton import reference, steps
 from lal_triton.kernels import configs
 from lal_triton.kernels.arithmetic import log_of_sum
-from lal_triton.kernels.host import plan as plans
+from lal_triton.kernels.host.plan import Plan
 from lal_triton.labels import INVALID, VOID, encode_labels
 from lal_triton.options import LocalLoss, Pooling, make_options
 
@@ -69,7 +69,7 @@ def make_gradient(labels):
 def evaluate(logits, labels, options, weight=None, gradient=None, keep=True):
     """The map of losses and the gradient of the logits; the encoded labels are a target whose ignore_index is VOID."""
     gradient = make_gradient(labels) if gradient is None else gradient
-    plan = plans.Plan(logits, labels, weight, None, options, MAP, keep)
+    plan = Plan(logits, labels, weight, None, options, MAP, keep)
     losses, saved = plan.forward(logits, labels, weight, None)
     return losses, plan.backward(gradient, logits, weight, None, saved)
 
@@ -130,7 +130,7 @@ def test_all_strips_give_the_same_bits(options):
     labels = make_labels(logits)
     results = []
     for rows in (1, 2, 8):
-        plans.clear()
+        steps.clear()
         with configs.forcing(strips(rows, 8, 2)):
             results.append(evaluate(logits, labels, lal(**options)))
     for other in results[1:]:
@@ -306,7 +306,7 @@ def test_images_in_groups(monkeypatch, dtype):
     whole = check(logits, labels, lal(), keep=False)
     for images in (0, 2):
         monkeypatch.setattr(configs, "SCRATCH_BYTES", images * 4 * logits[0].numel())
-        plans.clear()
+        steps.clear()
         grouped = evaluate(logits, labels, lal(), keep=False)
         assert torch.equal(grouped[1], whole[1])
 

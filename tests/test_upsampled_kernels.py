@@ -11,10 +11,10 @@ from test_upsampling import make_upsampled
 
 pytest.importorskip("triton")
 
-from lal_triton import LocallyAdaptiveLoss, functional
+from lal_triton import LocallyAdaptiveLoss, functional, steps
 from lal_triton.kernels import configs
 from lal_triton.kernels.configs import upsampling_is_served
-from lal_triton.kernels.host import plan as plans
+from lal_triton.kernels.host.plan import Plan
 from lal_triton.options import Pooling, make_options
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -129,7 +129,7 @@ def test_the_scratch_may_be_small(monkeypatch, poison, normalize):
     for affordable in (8, 4, 0):
         monkeypatch.setattr(configs, "SCRATCH_BYTES", affordable * row_bytes if rows else configs.SCRATCH_BYTES)
         poison.clear()
-        plans.clear()
+        steps.clear()
         options = {"backend": "triton", "reduction": "none", "kernel_size": 3, "normalize": normalize}
         results.append(value_and_gradient(logits, target, torch.float32, **options))
         (scratch,) = (shape for shape in poison if len(shape) == 4 and shape[1] == 1)  # a single column of tiles
@@ -157,7 +157,7 @@ def test_all_void():
 def test_labels_out_of_range():
     logits, target, _ = make_small({})
     target[0, 3, 4] = 77
-    losses, _ = plans.Plan(logits, target, None, None, LAL, MAP, False).forward(logits, target, None, None)
+    losses, _ = Plan(logits, target, None, None, LAL, MAP, False).forward(logits, target, None, None)
     assert losses[0, 3, 4].isnan()
     assert losses.isnan().sum() == 1
 

@@ -1,8 +1,6 @@
 """A step of a loss on tensors of certain shapes, strides and dtypes: its launches, prepared once."""
 
 import contextlib
-from collections import OrderedDict
-from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +19,6 @@ from lal_triton.kernels.preparation import prepare_fwd_kernel
 from lal_triton.kernels.records import PreparationSpec, Size, Strides
 from lal_triton.options import LocalLoss, Pooling
 
-MOST_PLANS = 256
-_plans: OrderedDict[Hashable, "Plan"] = OrderedDict()
 _nothing = contextlib.nullcontext()
 
 
@@ -121,60 +117,6 @@ def _preparation(
     }
     programs = images * triton.cdiv(height, configs.BAND_ROWS) * triton.cdiv(width, columns)
     return Launch(prepare_fwd_kernel, programs, configs.BAND_ROWS * columns // configs.PIXELS_PER_LANE, arguments)
-
-
-def key_of(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, *rest: Hashable
-) -> Hashable:
-    """The same for calls that a plan serves alike."""
-    return (
-        logits.shape,
-        logits.stride(),
-        logits.dtype,
-        logits.device,
-        target.shape,
-        target.stride(),
-        target.dtype,
-        target.device,
-        _key_of_weight(weight),
-        _key_of_weight(pixel_weight),
-        *rest,
-    )
-
-
-def _key_of_weight(weight: Tensor | None) -> Hashable:
-    """With what decides whether the checks let the weights pass."""
-    if weight is None:
-        return None
-    return weight.shape, weight.stride(), weight.dtype, weight.device, weight.requires_grad and torch.is_grad_enabled()
-
-
-def known(key: Hashable) -> Plan | None:
-    return _plans.get(key)
-
-
-def find(
-    key: Hashable,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    options: LocalLoss,
-    pooling: Pooling,
-    saves_exp: bool | None,
-) -> Plan:
-    """The plan of this key, made if there is none yet."""
-    plan = _plans.get(key)
-    if plan is None:
-        plan = _plans[key] = Plan(logits, target, weight, pixel_weight, options, pooling, saves_exp)
-        if len(_plans) > MOST_PLANS:
-            _plans.popitem(last=False)
-    return plan
-
-
-def clear() -> None:
-    """Forget all plans, as when other configurations are to be chosen."""
-    _plans.clear()
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

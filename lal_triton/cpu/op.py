@@ -1,106 +1,35 @@
-"""The custom ops on CPUs: opaque to torch.compile, autocast and torch.func, with fake kernels and autograd.
+"""The step of the CPU backend, and its custom ops.
 
-prepare        encoded labels, omega(p) and its sums, on any device; on a CPU after the checks that read values
 local_loss     the map of per-pixel losses; differentiable for any gradient of the map
 power_norms    each image's power norm, weighted by omega / total; its forward can make the gradient too, up to one
                factor per row
 scale_rows     that gradient times those factors
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lal_triton import derivatives, dispatch, validation
-from lal_triton.labels import centre_mask, encode_labels
-from lal_triton.options import LocalLoss, loss_dtype
-
-OPTIONS = (
-    "float[] window, int kernel_height, int kernel_width, int stride, str average, bool normalize, float eps, "
-    "str cost, float focal_alpha, float focal_gamma, float label_smoothing, bool align_corners"
-)
-library = torch.library.Library("lal_triton", "DEF")
-library.define(
-    "prepare(Tensor target, Tensor? weight, Tensor? pixel_weight, SymInt num_classes, int stride, int ignore_index, "
-    "ScalarType dtype) -> (Tensor labels, Tensor omega, Tensor mass)"
-)
-library.define(f"local_loss(Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor")
-library.define(
-    f"local_loss_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor"
-)
-library.define(
-    "power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, Tensor total, Tensor origin, float p, "
-    "bool derive, "
-    f"{OPTIONS}) -> (Tensor norms, Tensor gradient, Tensor factor)"
-)
-library.define("scale_rows(Tensor gradient, Tensor factor, ScalarType dtype) -> Tensor")
+from lal_triton import derivatives, pooling
+from lal_triton.library import OPTIONS, local_loss_of, register, register_autograd
+from lal_triton.options import Request, loss_dtype
+from lal_triton.weighing import weigh
 
 
-def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Makes the op; its batches under vmap are walked one by one."""
-    library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lal_triton::{name}", fake, lib=library)
-    op = getattr(torch.ops.lal_triton, name)
-    torch.library.register_vmap(f"lal_triton::{name}", derivatives.map_over_batch(op), lib=library)
-
-
-def register_autograd(
-    name: str,
-    implementation: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-    eager_backward: Callable[..., Any],
-) -> Any:
-    """The differentiable op; `eager_backward` is that of plain tensors."""
-    torch.library.register_autograd(f"lal_triton::{name}", backward, setup_context=setup_context, lib=library)
-    op = getattr(torch.ops.lal_triton, name)
-    return derivatives.transformable(op, implementation, setup_context, backward, eager_backward)
-
-
-def prepare(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The op of this name; plain tensors are spared the dispatcher."""
-    if torch.compiler.is_compiling() or not derivatives.is_plain(target):
-        return torch.ops.lal_triton.prepare(target, *rest)
-    return _prepare(target, *rest)
-
-
-def _prepare(
-    target: Tensor,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    num_classes: int,
-    stride: int,
-    ignore_index: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels as `labels.encode_labels` gives them, omega(p) = weight[y(p)] x pixel_weight(p), and its sums `[N]`."""
-    if target.device.type == "cpu" and dispatch.numba_works():
-        from lal_triton.cpu import targets  # here: numba is imported by the first loss on a CPU
-
-        return targets.prepare(target, weight, pixel_weight, num_classes, stride, ignore_index, dtype)
-    if target.device.type == "cpu":
-        validation.check_values(target, weight, pixel_weight, num_classes, ignore_index)
-    labels = encode_labels(target, num_classes, ignore_index)
-    centres = centre_mask(labels, stride)
-    omega = centres.to(dtype)
-    if weight is not None:
-        omega *= weight.to(omega.dtype)[labels.clamp(min=0).long()]
-    if pixel_weight is not None:
-        omega = torch.where(centres, omega * pixel_weight.to(dtype), 0)
-    return labels, omega, omega.sum((1, 2))
-
-
-def _prepare_fake(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    labels, omega = (target.new_empty(target.shape, dtype=dtype) for dtype in (torch.int32, rest[-1]))
-    return labels, omega, omega.new_empty(len(target))
-
-
-def local_loss_of(options: Sequence[Any]) -> LocalLoss:
-    """The record of an op's arguments, which come as lists and numbers."""
-    window, *rest = options
-    return LocalLoss(tuple(window), *rest)
+def pooled_loss(
+    request: Request, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None
+) -> Tensor:
+    """The pooled loss of a reduction by power norms."""
+    labels, omega, mass, class_weight = weigh(logits, target, weight, pixel_weight, request)
+    reduction, total = request.reduction, torch.ones_like(mass[0])
+    if reduction == "mean" and request.process_group is None:
+        # The sum of losses that are weighted by omega / total: the forward's gradient is complete.
+        total, reduction = pooling.or_one(mass.sum()), "sum"
+    origin, derive = derivatives.origin(logits), logits.requires_grad and torch.is_grad_enabled()
+    inputs = logits, labels, class_weight, omega, total, origin, request.p, derive
+    norms = differentiable_power_norms(*inputs, *request.local)[0]
+    return pooling.pool_norms(norms, mass, reduction, request.p, request.pool, request.process_group)
 
 
 def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
@@ -214,11 +143,19 @@ def _power_norms_eager_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> t
     return _power_norms_autograd(ctx, gradient, last=last)
 
 
-register("prepare", _prepare, _prepare_fake)
-register("local_loss", local_loss, _local_loss_fake)
-register("local_loss_backward", local_loss_backward, _local_loss_backward_fake)
-register("power_norms", power_norms, _power_norms_fake)
-register("scale_rows", scale_rows, _scale_rows_fake)
+register(f"local_loss(Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor", local_loss, _local_loss_fake)
+register(
+    f"local_loss_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor",
+    local_loss_backward,
+    _local_loss_backward_fake,
+)
+register(
+    "power_norms(Tensor logits, Tensor labels, Tensor? weight, Tensor omega, Tensor total, Tensor origin, float p, "
+    f"bool derive, {OPTIONS}) -> (Tensor norms, Tensor gradient, Tensor factor)",
+    power_norms,
+    _power_norms_fake,
+)
+register("scale_rows(Tensor gradient, Tensor factor, ScalarType dtype) -> Tensor", scale_rows, _scale_rows_fake)
 differentiable_local_loss = register_autograd(
     "local_loss", local_loss, _save_local_loss, _local_loss_autograd, _local_loss_autograd
 )

@@ -1,0 +1,155 @@
+"""From tensors and a request to the loss: `evaluate` finds the step for such tensors, or prepares it."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lal_triton import derivatives, max_pooling, pooling, reference, steps, subclasses, validation
+from lal_triton.cpu import op as cpu_op
+from lal_triton.dispatch import backend_for
+from lal_triton.kernels import op as triton_op
+from lal_triton.kernels.configs import upsampling_is_served
+from lal_triton.labels import centre_mask
+from lal_triton.options import Pooling, Request, loss_dtype
+from lal_triton.weighing import weigh
+
+Step = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+LocalStep = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # of logits, target, labels and class weights
+
+
+def evaluate(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
+) -> Tensor:
+    """What every loss of the package does once its options are a request."""
+    tensors = logits, target, weight, pixel_weight
+    if torch.compiler.is_compiling() or not derivatives.are_plain(*tensors):
+        return _evaluate_once(*tensors, request)
+    step = steps.find((request, steps.key_of(*tensors)), lambda: prepare(*tensors, request))
+    return step(*tensors)
+
+
+def _evaluate_once(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
+) -> Tensor:
+    """The same of tensors that a graph, a transform or a subclass watches: their step is not repeated."""
+    inputs = subclasses.unwrap(subclasses.Inputs(logits, target, weight, pixel_weight, request.process_group))
+    process_group = inputs.process_group
+    if process_group is not request.process_group:
+        validation.check_process_group(process_group, request.reduction, request.pool)
+        request = request._replace(process_group=process_group)
+    plain = inputs.logits.resolve_neg() if isinstance(inputs.logits, Tensor) else inputs.logits
+    tensors = plain, inputs.target, inputs.weight, inputs.pixel_weight
+    value = prepare(*tensors, request)(*tensors)
+    return subclasses.like_logits(value, logits) if request.reduction == "none" else value
+
+
+def prepare(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
+) -> Step:
+    """Check the arguments, choose the backend, and make what all calls on such tensors share."""
+    validation.check_tensors(logits, target, weight, pixel_weight)
+    validation.check_sizes(logits, target, request.upsample)
+    size = target.shape[1:]
+    # Bilinear interpolation goes axis by axis. Those that shrink go first, into less memory than the logits.
+    smaller = [min(low, high) for low, high in zip(logits.shape[2:], size, strict=True)]
+    if smaller != list(logits.shape[2:]):
+        return functools.partial(_interpolate_first, request, smaller)
+    options, reduction, backend = request.local, request.reduction, request.backend
+    if torch.compiler.is_compiling() and derivatives.transforms():
+        backend = derivatives.backend_in_graph(backend, weight, pixel_weight)
+    warn_of_classes(logits.shape[1], options.normalize, request.ignore_index, stacklevel=7)
+    backend = backend_for(backend, logits)
+    if backend == "triton":
+        if logits.shape[2:] != size and not upsampling_is_served(logits.shape[2:], size, options):
+            return functools.partial(_interpolate_first, request, size)
+        if reduction != "max_pooling" and request.process_group is None:
+            name = request.pool if reduction == "minkowski" else reduction
+            batch_pooling = Pooling(name, request.p, request.ignore_index)
+            step = triton_op.prepare(logits, target, weight, pixel_weight, options, batch_pooling)
+            return functools.partial(_at_centres_of, step, options.stride) if reduction == "none" else step
+    if backend == "cpu" and reduction not in ("none", "max_pooling"):
+        return functools.partial(cpu_op.pooled_loss, request)
+    return functools.partial(_pool_map, _local_step(backend, logits, target, weight, request), request)
+
+
+def _local_step(backend: str, logits: Tensor, target: Tensor, weight: Tensor | None, request: Request) -> LocalStep:
+    options = request.local
+    if backend == "triton":
+        class_weight = weight if request.weighs_in_loss else None
+        pooling_ = Pooling("none", 1.0, request.ignore_index)
+        step = triton_op.prepare(logits, target, class_weight, None, options, pooling_)
+        return lambda logits, target, labels, class_weight: step(logits, target, class_weight, None)
+    if backend == "cpu":
+        return lambda logits, _, labels, weight: cpu_op.differentiable_local_loss(logits, labels, weight, *options)
+    local_loss = reference.local_loss_by_image if backend == "by image" else reference.local_loss
+    return lambda logits, _, labels, weight: local_loss(logits, labels, weight, options)
+
+
+def _pool_map(
+    local: LocalStep,
+    request: Request,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+) -> Tensor:
+    """The map of per-pixel losses, and any reduction of it, in plain torch."""
+    labels, omega, mass, class_weight = weigh(logits, target, weight, pixel_weight, request)
+    losses = local(logits, target, labels, class_weight)
+    if request.reduction not in ("none", "max_pooling"):
+        norms = pooling.power_norm(losses, omega, request.p)
+        return pooling.pool_norms(norms, mass, request.reduction, request.p, request.pool, request.process_group)
+    losses = losses * omega
+    if request.reduction == "none":
+        return _at_centres(losses, request.local.stride)
+    valid = centre_mask(labels, request.local.stride)
+    if request.pool == "batch":
+        losses, valid, mass = losses.flatten()[None], valid.flatten()[None], mass.sum()[None]
+    maxima = max_pooling.max_pool(losses.flatten(1), valid.flatten(1), request.pooling_ratio, request.pooling_norm)
+    return pooling.mean_over_images(maxima, mass > 0, request.process_group)
+
+
+def _interpolate_first(
+    request: Request,
+    size: Sequence[int],
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+) -> Tensor:
+    """The loss of logits that are interpolated in plain torch."""
+    interpolated = F.interpolate(
+        logits.to(loss_dtype(logits)), size, mode="bilinear", align_corners=request.local.align_corners
+    )
+    return evaluate(interpolated, target, weight, pixel_weight, request)
+
+
+def _at_centres_of(step: Step, stride: int, *tensors: Tensor) -> Tensor:
+    return _at_centres(step(*tensors), stride)
+
+
+def _at_centres(losses: Tensor, stride: int) -> Tensor:
+    return losses[:, ::stride, ::stride]
+
+
+def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int, stacklevel: int) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if num_classes == 2 and normalize:
+        warnings.warn(
+            "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
+            "and its gradient nearly vanishes; normalize=False avoids it",
+            UserWarning,
+            stacklevel,
+        )
+    if ignore_index == 255 and num_classes > 255:
+        warnings.warn(
+            f"with C = {num_classes} classes the ignore_index 255 is a class, too, whose pixels are void; pass "
+            "another ignore_index",
+            UserWarning,
+            stacklevel,
+        )
