@@ -2,8 +2,8 @@
 
     python -m lal_triton.benchmarks.overhead
 
-No GPU is needed: a stand-in for Triton's driver has the kernels compiled for sm_90 and drops their launches; the
-tensors are small ones on the CPU. What is left is Python, torch's dispatch and autograd, and the launch path down to
+No GPU is needed: a stand-in has the kernels compiled for sm_90 and drops their launches; the tensors are small ones on
+the CPU. What is left is Python, torch's dispatch and autograd, and the launch path down to
 the driver. F.cross_entropy beside it computes, too, on a few elements. Nothing of this depends on the kernel size.
 Times are of this process on one thread, whatever else the machine does.
 """
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -23,52 +22,27 @@ from torch import Tensor
 
 from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss
 from lal_triton.benchmarks import environment
+from lal_triton.kernels.host.stand_in import standing_in
 
 REPEATS = 15
 SHAPE = (1, 21, 4, 4)
 
 
-class StandIn:
-    """The part of a Triton driver that compiling and launching ask."""
+class Counter:
+    """A driver that drops launches and counts them."""
 
     def __init__(self) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget("cuda", 90, 32)
-        self.utils = self
         self.launches = 0
 
-    def get_current_target(self) -> Any:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 232448}
-
-    def load_binary(self, *arguments: Any) -> tuple[Any, ...]:
-        return None, None, 0, 0, 1024
-
-    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        return self.launch
-
-    def launch(self, *arguments: Any) -> None:
+    def __call__(self, compiled: Any, grid: tuple[int, int, int], arguments: Any) -> None:
         self.launches += 1
 
 
-def do_nothing(*arguments: Any) -> None:
-    """A mock would take longer than what it stands for."""
-
-
-def count_launches(step: Callable[[], None], driver: StandIn) -> int:
+def count_launches(step: Callable[[], None], counter: Counter) -> int:
     step()
-    before = driver.launches
+    before = counter.launches
     step()
-    return driver.launches - before
+    return counter.launches - before
 
 
 def host_microseconds(step: Callable[[], None], steps: int) -> list[float]:
@@ -83,10 +57,8 @@ def host_microseconds(step: Callable[[], None], steps: int) -> list[float]:
 
 
 def measure(steps: int = 500) -> list[dict[str, Any]]:
-    from triton.runtime import driver
+    from triton.backends.compiler import GPUTarget
 
-    stand_in = StandIn()
-    driver.set_active(stand_in)
     logits = torch.randn(SHAPE, requires_grad=True)
     target = torch.randint(0, SHAPE[1], (SHAPE[0], *SHAPE[2:]))
     finer = target.repeat_interleave(4, 1).repeat_interleave(4, 2)
@@ -98,19 +70,17 @@ def measure(steps: int = 500) -> list[dict[str, Any]]:
 
         return step
 
+    triton: dict[str, Any] = {"backend": "triton"}
     compared = {
         "F.cross_entropy": step_of(F.cross_entropy),
-        "LocallyAdaptiveLoss": step_of(LocallyAdaptiveLoss(3)),
-        "LocallyAdaptiveLoss, upsampled x 4": step_of(LocallyAdaptiveLoss(3), finer),
-        "CrossEntropyLoss": step_of(CrossEntropyLoss()),
+        "LocallyAdaptiveLoss": step_of(LocallyAdaptiveLoss(3, **triton)),
+        "LocallyAdaptiveLoss, upsampled x 4": step_of(LocallyAdaptiveLoss(3, **triton), finer),
+        "CrossEntropyLoss": step_of(CrossEntropyLoss(**triton)),
     }
     torch.set_num_threads(1)
-    with (
-        mock.patch("lal_triton.functional.backend_for", return_value="triton"),
-        mock.patch("lal_triton.validation.check_values", do_nothing),  # which it is not asked to on a GPU
-        mock.patch("lal_triton.kernels.arguments.dot_precision", return_value="bf16x6"),
-    ):
-        launches = {name: count_launches(step, stand_in) for name, step in compared.items()}
+    counter = Counter()
+    with standing_in(counter, GPUTarget("cuda", 90, 32)):
+        launches = {name: count_launches(step, counter) for name, step in compared.items()}
         found = {name: host_microseconds(step, steps) for name, step in compared.items()}
     least = min(found["F.cross_entropy"])
     return [

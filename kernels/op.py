@@ -197,4 +197,4 @@ register(
     _pooled_loss_backward,
     _pooled_loss_backward_fake,
 )
-_differentiable_pooled_loss = register_autograd("pooled_loss", _pooled_loss, _save, _autograd, _autograd)
+_differentiable_pooled_loss = register_autograd("pooled_loss", _save, _autograd)

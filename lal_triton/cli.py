@@ -286,7 +286,7 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 
 def _print_costs(arguments: argparse.Namespace) -> int:
-    from lal_triton.costs import model, table
+    from lal_triton.benchmarks.cost_model import model, table
 
     rows = model.measure(arguments.kernel_size, arguments.num_classes, arguments.dtype, arguments.upsample)
     print(model.format_json(rows) if arguments.json else table.format_table(rows))

@@ -93,17 +93,8 @@ def backward_is_last(gradient: Tensor) -> bool:
     )
 
 
-def transformable(
-    op: Callable[..., Any],
-    implementation: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-    eager_backward: Callable[..., Any],
-) -> Any:
-    """The op as a function that torch.func differentiates, by what torch.library.register_autograd takes.
-
-    Plain tensors are spared the dispatcher, and the binding of arguments that a Function with `setup_context` pays for.
-    """
+def transformable(op: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The op as a function that torch.func differentiates, by what torch.library.register_autograd takes."""
 
     class Transformable(torch.autograd.Function):
         generate_vmap_rule = True
@@ -112,19 +103,8 @@ def transformable(
     Transformable.setup_context = staticmethod(setup_context)  # type: ignore[assignment, method-assign]
     Transformable.backward = staticmethod(backward)  # type: ignore[assignment, method-assign]
 
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            output = implementation(*arguments)
-            setup_context(ctx, arguments, output)
-            return output
-
-    Eager.backward = staticmethod(eager_backward)  # type: ignore[assignment, method-assign]
-
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return op(*arguments)
-        return (Eager if are_plain(arguments[0]) else Transformable).apply(*arguments)
+        return (op if torch.compiler.is_compiling() else Transformable.apply)(*arguments)
 
     return call
 

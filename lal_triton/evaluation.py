@@ -72,7 +72,7 @@ def prepare(
             step = triton_op.prepare(logits, target, weight, pixel_weight, options, batch_pooling)
             return functools.partial(_at_centres_of, step, options.stride) if reduction == "none" else step
     if backend == "cpu" and reduction not in ("none", "max_pooling"):
-        return functools.partial(cpu_op.pooled_loss, request)
+        return cpu_op.prepare(logits, target, weight, pixel_weight, request)
     return functools.partial(_pool_map, _local_step(backend, logits, target, weight, request), request)
 
 

@@ -23,17 +23,10 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
     torch.library.register_vmap(f"lal_triton::{name}", derivatives.map_over_batch(op), lib=library)
 
 
-def register_autograd(
-    name: str,
-    implementation: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-    eager_backward: Callable[..., Any],
-) -> Any:
-    """The differentiable op; `eager_backward` is that of plain tensors."""
+def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The differentiable op, by what torch.library.register_autograd takes."""
     torch.library.register_autograd(f"lal_triton::{name}", backward, setup_context=setup_context, lib=library)
-    op = getattr(torch.ops.lal_triton, name)
-    return derivatives.transformable(op, implementation, setup_context, backward, eager_backward)
+    return derivatives.transformable(getattr(torch.ops.lal_triton, name), setup_context, backward)
 
 
 def local_loss_of(options: Sequence[Any]) -> LocalLoss:

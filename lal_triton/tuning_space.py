@@ -209,13 +209,13 @@ def _reports(problem: Problem, family: str, forced: Forced, target: Target) -> I
     from triton.backends.compiler import GPUTarget
     from triton.errors import TritonError
 
-    from lal_triton.costs import resources
+    from lal_triton.kernels import compiling
 
     families = tuple(configs.FAMILIES) if family == "step" else family
     for name, launch in {launch.kernel.__name__: launch for launch in problem.record(forced)}.items():
         if name.startswith(families):
             try:
-                yield resources.report(launch, GPUTarget(target.backend, target.arch, target.warp_size))
+                yield compiling.report(launch, GPUTarget(target.backend, target.arch, target.warp_size))
             except (TritonError, RuntimeError) as error:  # MLIR's passes raise the latter
                 yield {"error": f"{type(error).__name__}: {error}"}
 

@@ -1,4 +1,4 @@
-"""Compile kernels for GPUs that need not be there and print what `costs.resources` reports, a JSON object per line.
+"""Compile kernels for GPUs that need not be there and print what `kernels.compiling` reports, a JSON object per line.
 
 A process that interprets cannot compile: run as `python compile_kernels.py CASES`, where CASES is a JSON list of
 [kernel, kernel_size, dtype, target, options], without TRITON_INTERPRET. Among the options, `weighted` stands for class
@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from lal_triton.costs import resources
+from lal_triton.kernels import compiling
 from lal_triton.options import Pooling, make_options
 
 LIMITS = ("maxnreg", "waves_per_eu")
@@ -23,7 +23,7 @@ def record(kernel_size, dtype, target, upsampling=1, weighted=False, default=Tru
     labels = torch.empty(2, 65 * upsampling, 129 * upsampling, dtype=torch.int64, device="meta")
     weight = torch.empty(19, device="meta") if weighted else None
     pooling = Pooling("mean" if weighted else "image", 1.0 if weighted else 3.0, ignore_index=255)
-    launches = resources.record_step(logits, labels, weight, local, pooling, target, default)
+    launches = compiling.record_step(logits, labels, weight, local, pooling, target, default)
     return {kernel: launch for (_, kernel), (launch, *_) in launches.items()}
 
 
@@ -33,7 +33,7 @@ def main():
         chosen = {name: value for name, value in options.items() if name not in limits}
         launch = record(kernel_size, dtype, target, **chosen)[kernel]
         case = {"kernel": kernel, "kernel_size": kernel_size, "dtype": dtype, "target": target, **options}
-        print(json.dumps({**case, **resources.report(launch, resources.TARGETS[target], limits)}), flush=True)
+        print(json.dumps({**case, **compiling.report(launch, compiling.TARGETS[target], limits)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kernels whose loads and exponentials can be counted by reading; run as a script, this counts them by `costs.paths`.
+"""Kernels whose loads and exponentials can be counted by reading. As a script this counts them by `cost_model.paths`.
 
 It prints a JSON object of [loads, exponentials, instructions] of a thread, by kernel and number of classes.
 """
@@ -6,23 +6,25 @@ It prints a JSON object of [loads, exponentials, instructions] of a thread, by k
 import json
 
 import torch
+import triton
 import triton.language as tl
 
-from lal_triton.costs import resources
-from lal_triton.kernels.host.launch import Launch, kernel
+from lal_triton.benchmarks.cost_model import recorded
+from lal_triton.kernels import compiling
+from lal_triton.kernels.host.launch import Launch
 
 LANES = 32
 CLASSES = (20, 21, 52)
 
 
-@kernel
+@triton.jit
 def straight_kernel(out, x, C, K, BLOCK: tl.constexpr):
     """2 loads, 1 exponential."""
     lane = tl.arange(0, BLOCK)
     tl.store(out + lane, tl.exp2(tl.load(x + lane)) + tl.load(x + lane + C))
 
 
-@kernel
+@triton.jit
 def short_loop_kernel(out, x, C, K, BLOCK: tl.constexpr):
     """1 + C loads, C exponentials; the compiler unrolls it."""
     lane = tl.arange(0, BLOCK)
@@ -32,7 +34,7 @@ def short_loop_kernel(out, x, C, K, BLOCK: tl.constexpr):
     tl.store(out + lane, total)
 
 
-@kernel
+@triton.jit
 def nested_kernel(out, x, C, K, BLOCK: tl.constexpr):
     """C (1 + K) loads, C exponentials."""
     lane = tl.arange(0, BLOCK)
@@ -44,7 +46,7 @@ def nested_kernel(out, x, C, K, BLOCK: tl.constexpr):
         tl.store(out + c * BLOCK + lane, tl.exp2(total))
 
 
-@kernel
+@triton.jit
 def block_kernel(out, x, C, K, BLOCK: tl.constexpr):
     """Blocks of 16 classes: 16 loads and exponentials for each, and a division, whose slow path is no loop's."""
     lane = tl.arange(0, BLOCK)[:, None]
@@ -54,7 +56,7 @@ def block_kernel(out, x, C, K, BLOCK: tl.constexpr):
         tl.store(out + c * BLOCK + lane, tl.div_rn(tl.exp2(value), value), mask=c < C)
 
 
-@kernel
+@triton.jit
 def interior_kernel(out, x, C, K, BLOCK: tl.constexpr):
     """C loads on either side, but two exponentials at the border; one program alone loads more."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -76,10 +78,10 @@ KERNELS = (straight_kernel, short_loop_kernel, nested_kernel, block_kernel, inte
 
 
 def count(function, classes):
-    launch = Launch(function, 1, {"C": classes, "K": 7, "BLOCK": LANES, "num_warps": 1})
+    launch = Launch(function, 1, LANES, {"C": classes, "K": 7, "BLOCK": LANES})
     launch.given = (torch.empty(1, device="meta"),) * 2
-    compiled = resources.compile_launch(launch, resources.TARGETS["sm_90"])
-    thread = resources.executed(launch, resources.disassemble(compiled)).times(1 / LANES)
+    compiled = compiling.compile_launch(launch, compiling.TARGETS["sm_90"])
+    thread = recorded.executed(launch, compiling.disassemble(compiled)).times(1 / LANES)
     return thread.loads, thread.exps, thread.instructions
 
 

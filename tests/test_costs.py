@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("triton")
 
 from lal_triton import cli
-from lal_triton.costs import model, table
+from lal_triton.benchmarks.cost_model import model, table
 from lal_triton.tuning_space import SMALL_SPILL
 
 BASELINE = Path(__file__).parent / "data" / "costs.json"

@@ -107,7 +107,7 @@ def test_a_forked_process_has_threads_of_its_own(threads):
 
 
 def test_an_error_in_one_band_ends_all(threads):
-    from lal_triton.cpu import threads as own
+    from lal_triton.cpu import bands as own
 
     begun = []
 

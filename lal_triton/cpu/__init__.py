@@ -1,19 +1,19 @@
 """The loss on CPUs, compiled by numba: a sweep over rows that makes the loss and its gradient together.
 
-backend.py    images cut into bands of rows, which run on all threads
+op.py         the step of this backend, with its autograd, and its custom ops
+backend.py    the sweeps over a batch
 targets.py    labels and the weights of pixels, checked and encoded
 scaling.py    the gradient times what only the backward knows
-sweep.py      the pipeline of a band: logits, score, window, cost, window transposed, score backward, gradient
+sweep.py      the pipeline of a band: logits, score, window, loss, window transposed, score backward, gradient
 logits.py     its two ends: rows as they are, or interpolated between low-resolution rows
 score.py      the standard score over the classes
 window.py     the label-masked window
-cost.py       the local cost of a pixel
+pixel_loss.py the loss of a pixel
 powers.py     what the Minkowski mean makes of a row of losses
 elementary.py exp and log
 vectors.py    columns side by side as one value, which the stages compute with
 rows.py       loops over rows
-bands.py      which rows are a band
+bands.py      which rows are a band, and the threads that take them
 pages.py      memory in huge pages
 compiling.py  where compiled functions are kept
-threads.py    the threads
 """

@@ -1,4 +1,4 @@
-"""The step of the CPU backend, and its custom ops.
+"""The step of the CPU backend, and the custom ops that torch.compile and transforms take in its place.
 
 local_loss     the map of per-pixel losses; differentiable for any gradient of the map
 power_norms    each image's power norm, weighted by omega / total; its forward can make the gradient too, up to one
@@ -6,6 +6,8 @@ power_norms    each image's power norm, weighted by omega / total; its forward c
 scale_rows     that gradient times those factors
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,26 +18,96 @@ from lal_triton.library import OPTIONS, local_loss_of, register, register_autogr
 from lal_triton.options import Request, loss_dtype
 from lal_triton.weighing import weigh
 
+Step = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
-def pooled_loss(
-    request: Request, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None
+
+def prepare(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
+) -> Step:
+    """The step that gives the pooled loss, of a reduction by power norms."""
+    power_norms: Callable[..., Tensor]
+    if torch.compiler.is_compiling() or not derivatives.are_plain(logits, target, weight, pixel_weight):
+        power_norms = functools.partial(_by_op, request)
+    else:
+        from lal_triton.cpu.backend import plan_of  # here: numba is imported by the first loss on a CPU
+
+        plan = plan_of(logits.shape, target.shape, logits.dtype, request.local, request.p)
+        power_norms = functools.partial(_by_plan, plan)
+    return functools.partial(_pooled_loss, power_norms, request)
+
+
+def _pooled_loss(
+    power_norms: Callable[..., Tensor],
+    request: Request,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
 ) -> Tensor:
-    """The pooled loss of a reduction by power norms."""
     labels, omega, mass, class_weight = weigh(logits, target, weight, pixel_weight, request)
     reduction, total = request.reduction, torch.ones_like(mass[0])
     if reduction == "mean" and request.process_group is None:
         # The sum of losses that are weighted by omega / total: the forward's gradient is complete.
         total, reduction = pooling.or_one(mass.sum()), "sum"
-    origin, derive = derivatives.origin(logits), logits.requires_grad and torch.is_grad_enabled()
-    inputs = logits, labels, class_weight, omega, total, origin, request.p, derive
-    norms = differentiable_power_norms(*inputs, *request.local)[0]
+    derive = logits.requires_grad and torch.is_grad_enabled()
+    norms = power_norms(logits, labels, class_weight, omega, total, derive)
     return pooling.pool_norms(norms, mass, reduction, request.p, request.pool, request.process_group)
 
 
-def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
-    from lal_triton.cpu import backend
+def _by_plan(plan: Any, logits: Tensor, *inputs: Any) -> Tensor:
+    derive = inputs[-1]
+    if not derive:
+        return plan.power_norms(logits, *inputs)[0]
+    return _PowerNorms.apply(logits, derivatives.origin(logits), (plan, *inputs))
 
-    return backend.local_loss(logits, labels, weight, local_loss_of(options))
+
+def _by_op(request: Request, logits: Tensor, labels: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
+    omega, total, derive = rest
+    origin = derivatives.origin(logits)
+    return _differentiable_power_norms(logits, labels, weight, omega, total, origin, request.p, derive, *request.local)[
+        0
+    ]
+
+
+class _PowerNorms(torch.autograd.Function):
+    """The op of this name for plain tensors, which it spares the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, origin: Tensor, rest: tuple[Any, ...]) -> Tensor:
+        plan, *inputs = rest
+        norms, gradient, factor = plan.power_norms(logits, *inputs)
+        ctx.save_for_backward(gradient, factor, origin)
+        ctx.dtype = logits.dtype
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        last = derivatives.backward_is_last(gradient)
+        return _gradient_of_norms(ctx.saved_tensors, gradient, ctx.dtype, last), None, None
+
+
+def _gradient_of_norms(saved: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
+    """The gradient of the logits; if this is the `last` use of the saved one, its factors are multiplied into it."""
+    unscaled, factor, origin = saved
+
+    def of_logits() -> Tensor:
+        factors = factor * gradient[:, None]
+        if not last:
+            return torch.ops.lal_triton.scale_rows(unscaled, factors, dtype)
+        if (factors != 1).any():
+            from lal_triton.cpu import scaling
+
+            scaling.scale_rows(unscaled, factors, unscaled)
+        return unscaled.to(dtype)
+
+    return derivatives.first_derivative(of_logits, gradient, origin)
+
+
+def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+    from lal_triton.cpu.backend import plan_of
+
+    plan = plan_of(logits.shape, labels.shape, logits.dtype, local_loss_of(options))
+    return plan.local_loss(logits, labels, weight)
 
 
 def _local_loss_fake(logits: Tensor, labels: Tensor, *_: Any) -> Tensor:
@@ -45,9 +117,10 @@ def _local_loss_fake(logits: Tensor, labels: Tensor, *_: Any) -> Tensor:
 def local_loss_backward(
     gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
 ) -> Tensor:
-    from lal_triton.cpu import backend
+    from lal_triton.cpu.backend import plan_of
 
-    return backend.local_loss_backward(gradient, logits, labels, weight, local_loss_of(options))
+    plan = plan_of(logits.shape, labels.shape, logits.dtype, local_loss_of(options))
+    return plan.local_loss_backward(gradient, logits, labels, weight)
 
 
 def _local_loss_backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -82,13 +155,10 @@ def power_norms(
     derive: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from lal_triton.cpu import backend
+    from lal_triton.cpu.backend import plan_of
 
-    results = backend.power_norms(logits, labels, weight, omega, total, p, local_loss_of(options), derive)
-    nonzero = torch.where(results.norms == 0, 1, results.norms)
-    factor = (results.scale / nonzero[:, None]) ** (p - 1)
-    dtype = loss_dtype(logits)
-    return results.norms.to(dtype), results.gradient, factor.to(dtype)
+    plan = plan_of(logits.shape, labels.shape, logits.dtype, local_loss_of(options), p)
+    return plan.power_norms(logits, labels, weight, omega, total, derive)
 
 
 def _power_norms_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,6 +166,20 @@ def _power_norms_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
     norms = logits.new_empty(logits.shape[0], dtype=loss_dtype(logits))
     gradient = torch.empty_like(logits, dtype=norms.dtype) if derive else norms.new_empty(0)
     return norms, gradient, norms.new_empty(logits.shape[0], logits.shape[2])
+
+
+def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:], inputs[5])
+    ctx.num_inputs, ctx.dtype = len(inputs), inputs[0].dtype
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for the other outputs would be of the logits' size
+
+
+def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    none = [None] * (ctx.num_inputs - 1)
+    if gradient is None:
+        return None, *none
+    return _gradient_of_norms(ctx.saved_tensors, gradient, ctx.dtype, last=False), *none
 
 
 def scale_rows(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -108,39 +192,6 @@ def scale_rows(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _scale_rows_fake(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(gradient, dtype=dtype)
-
-
-def _save_power_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output[1:], inputs[5])
-    ctx.num_inputs, ctx.dtype = len(inputs), inputs[0].dtype
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # zeros for the other outputs would be of the logits' size
-
-
-def _power_norms_autograd(ctx: Any, gradient: Tensor | None, *_: Any, last: bool = False) -> tuple[Tensor | None, ...]:
-    """With `last` nothing else will read the saved gradient: its factors are multiplied into it."""
-    none = [None] * (ctx.num_inputs - 1)
-    if gradient is None:
-        return None, *none
-    unscaled, factor, origin = ctx.saved_tensors
-
-    def of_logits() -> Tensor:
-        factors = factor * gradient[:, None]
-        if not last:
-            return torch.ops.lal_triton.scale_rows(unscaled, factors, ctx.dtype)
-        if (factors != 1).any():
-            from lal_triton.cpu import scaling
-
-            scaling.scale_rows(unscaled, factors, unscaled)
-        return unscaled.to(ctx.dtype)
-
-    return derivatives.first_derivative(of_logits, gradient, origin), *none
-
-
-def _power_norms_eager_autograd(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    """The backward of a call that keeps the norms alone, so that nobody else holds the saved gradient."""
-    last = gradient is not None and derivatives.backward_is_last(gradient)
-    return _power_norms_autograd(ctx, gradient, last=last)
 
 
 register(f"local_loss(Tensor logits, Tensor labels, Tensor? weight, {OPTIONS}) -> Tensor", local_loss, _local_loss_fake)
@@ -156,9 +207,5 @@ register(
     _power_norms_fake,
 )
 register("scale_rows(Tensor gradient, Tensor factor, ScalarType dtype) -> Tensor", scale_rows, _scale_rows_fake)
-differentiable_local_loss = register_autograd(
-    "local_loss", local_loss, _save_local_loss, _local_loss_autograd, _local_loss_autograd
-)
-differentiable_power_norms = register_autograd(
-    "power_norms", power_norms, _save_power_norms, _power_norms_autograd, _power_norms_eager_autograd
-)
+differentiable_local_loss = register_autograd("local_loss", _save_local_loss, _local_loss_autograd)
+_differentiable_power_norms = register_autograd("power_norms", _save_power_norms, _power_norms_autograd)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lal_triton.cpu import threads
+from lal_triton.cpu.bands import run
 from lal_triton.cpu.compiling import compiled
 from lal_triton.cpu.vectors import lanes, load, store, where
 
@@ -26,12 +26,12 @@ def scale_rows(gradient: Tensor, factor: Tensor, out: Tensor) -> None:
     parts = max(1, gradient[0].numel() // SCALED_ELEMENTS)
     edges = [lines.shape[1] * part // parts for part in range(parts + 1)]
 
-    def run(job: tuple[int, int]) -> None:
+    def scale_part(job: tuple[int, int]) -> None:
         image, part = job
         own = slice(edges[part], edges[part + 1])
         scale_lines(lines[image, own], edges[part], factors[image], scaled[image, own])
 
-    threads.run(run, [(image, part) for image in range(len(lines)) for part in range(parts)])
+    run(scale_part, [(image, part) for image in range(len(lines)) for part in range(parts)])
 
 
 @compiled

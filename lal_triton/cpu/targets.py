@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from lal_triton import validation
-from lal_triton.cpu import threads
-from lal_triton.cpu.bands import Bands
+from lal_triton.cpu.bands import Bands, run
 from lal_triton.cpu.compiling import compiled, inlined
 from lal_triton.labels import INVALID, VOID
 
@@ -33,14 +32,14 @@ def prepare(
     bands = Bands(images, height)
     sums, right = np.zeros((images, bands.count)), np.ones((images, bands.count), bool)
 
-    def run(job: tuple[int, int]) -> None:
+    def encode_band(job: tuple[int, int]) -> None:
         image, band = job
         own = none[:, None] if of_pixels is None else of_pixels[image]
         first, last = bands.edges[band], bands.edges[band + 1]
         planes = of_classes, own, encoded[image], weights[image]
         sums[job], right[job] = encode(targets[image], first, last, num_classes, ignore_index, stride, *planes)
 
-    threads.run(run, bands.jobs, most=1 + target.numel() // PIXELS_OF_A_THREAD)
+    run(encode_band, bands.jobs, most=1 + target.numel() // PIXELS_OF_A_THREAD)
     if not right.all():
         validation.check_values(target, weight, pixel_weight, num_classes, ignore_index)
     return labels, omega, torch.from_numpy(sums.sum(1)).to(dtype)

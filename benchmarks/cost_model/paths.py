@@ -21,8 +21,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from lal_triton.costs.control_flow import Graph, Loop
-from lal_triton.costs.sass import LOADS, WORK, Line, counter_steps, parse
+from lal_triton.benchmarks.cost_model.control_flow import Graph, Loop
+from lal_triton.benchmarks.cost_model.sass import LOADS, WORK, Line, counter_steps, parse
 
 
 class Range(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lal_triton.costs.paths import Line, Range, Source
+from lal_triton.benchmarks.cost_model.paths import Line, Range, Source
 from lal_triton.kernels import configs
 
 

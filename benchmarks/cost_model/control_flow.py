@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lal_triton.costs.sass import Instruction
+from lal_triton.benchmarks.cost_model.sass import Instruction
 
 
 class Loop(NamedTuple):

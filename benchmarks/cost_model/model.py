@@ -1,8 +1,8 @@
 """What the kernels of a step cost on an NVIDIA GPU, told from their machine code: no GPU is needed, but Triton is.
 
 A row says of a kernel how often it moves the logits, which registers and shared memory it takes, and what it executes
-per label pixel and class (see `costs.paths`). Beside it stands a budget: while an H100 moves an element of float32 to
-or from its memory, its cores have the time for so many loads and instructions. If a step needs more of them for each
+per label pixel and class (see `cost_model.paths`). Beside it stands a budget: while an H100 moves an element of float32
+to or from its memory, its cores have the time for so many loads and instructions. If a step needs more of them for each
 of its passes, they and not the memory decide how long it takes.
 """
 
@@ -127,10 +127,10 @@ def _without_repetitions(parts: Iterable[Part]) -> list[Part]:
 
 
 def list_parts(case: Case) -> list[Part]:
-    from lal_triton.costs import resources
+    from lal_triton.benchmarks.cost_model import recorded
 
     return [
-        Part(case, phase, kernel, " ".join(sorted({resources.identity(launch) for launch in launches})))
+        Part(case, phase, kernel, " ".join(sorted({recorded.identity(launch) for launch in launches})))
         for (phase, kernel), launches in record(case).items()
     ]
 
@@ -138,32 +138,33 @@ def list_parts(case: Case) -> list[Part]:
 @functools.lru_cache(maxsize=4)
 def record(case: Case) -> dict[tuple[str, str], list[Launch]]:
     """The launches of a step with the shipped configurations, by phase and kernel."""
-    from lal_triton.costs import resources
+    from lal_triton.kernels import compiling
 
     target = torch.empty(IMAGES, SIDE, SIDE, dtype=torch.int64, device="meta")
-    return resources.record_step(case.logits, target, None, case.options, case.pooling, TARGET, case.default)
+    return compiling.record_step(case.logits, target, None, case.options, case.pooling, TARGET, case.default)
 
 
 def make_rows(parts: Sequence[Part]) -> list[tuple[Part, Row]]:
     """Of parts that are compiled to the same, so that each kernel is compiled once."""
-    from lal_triton.costs import resources
+    from lal_triton.benchmarks.cost_model import recorded
+    from lal_triton.kernels import compiling
 
     @functools.cache
     def compiled(identity: str) -> tuple[Any, Row, str]:
-        kernel = resources.compile_launch(launches[identity], resources.TARGETS[TARGET])
-        return kernel, resources.describe(kernel, resources.TARGETS[TARGET]), resources.disassemble(kernel)
+        kernel = compiling.compile_launch(launches[identity], compiling.TARGETS[TARGET])
+        return kernel, compiling.describe(kernel, compiling.TARGETS[TARGET]), compiling.disassemble(kernel)
 
     rows = []
     for part in parts:
         case = part.case
         group = record(case)[part.phase, part.kernel]
-        launches = {resources.identity(launch): launch for launch in group}
+        launches = {recorded.identity(launch): launch for launch in group}
         reports, paths, moved = [], [], 0.0
         for launch in group:
-            kernel, report, disassembly = compiled(resources.identity(launch))
+            kernel, report, disassembly = compiled(recorded.identity(launch))
             reports.append(report)
-            paths.append(resources.executed(launch, disassembly))
-            moved += sum(_bytes_with_classes(launch, resources.tensors_used(launch, kernel), case.classes))
+            paths.append(recorded.executed(launch, disassembly))
+            moved += sum(_bytes_with_classes(launch, recorded.tensors_used(launch, kernel), case.classes))
         elements = IMAGES * SIDE * SIDE * case.classes
         row = {
             "kernel": part.kernel,
@@ -186,9 +187,9 @@ def make_rows(parts: Sequence[Part]) -> list[tuple[Part, Row]]:
 
 def _bytes_with_classes(launch: Launch, tensors: dict[str, torch.Tensor], classes: int) -> Iterator[float]:
     """Of the tensors that grow with the classes; of an image, and of the scratch for tiles, what the launch takes."""
-    from lal_triton.costs import resources
+    from lal_triton.benchmarks.cost_model import recorded
 
-    given = resources.arguments_of(launch)
+    given = recorded.arguments_of(launch)
     for name, tensor in tensors.items():
         if name == "parts_ptr":
             across = given["axis_x"].tiles if "axis_x" in given else -(-given["W"] // given["TX"])

@@ -1,9 +1,9 @@
-"""The costs of `costs.model` as text, each step beside its budget."""
+"""The costs of `cost_model.model` as text, each step beside its budget."""
 
 import itertools
 from collections.abc import Sequence
 
-from lal_triton.costs.model import INSTRUCTIONS_PER_PASS, LOADS_PER_PASS, Row
+from lal_triton.benchmarks.cost_model.model import INSTRUCTIONS_PER_PASS, LOADS_PER_PASS, Row
 
 HEAD = (
     f"{'kernel':20} {'phase':9} {'passes':>7} {'registers':>9} {'spill':>6} {'shared':>7} {'exps':>6} {'loads':>7} "

@@ -14,7 +14,6 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from lal_triton.costs import paths, statements
 from lal_triton.kernels import configs
 from lal_triton.kernels.host import launch as launching
 from lal_triton.kernels.host import plan as plans
@@ -58,18 +57,6 @@ def record_step(
     return found
 
 
-def arguments_of(launch: Launch) -> dict[str, Any]:
-    """All arguments by name, the tensors among them; the fields of records stand beside these under their own names."""
-    given = {**dict(zip(launch.tensors, launch.given, strict=True)), **launch.arguments}
-    fields = [value._asdict() for value in given.values() if hasattr(value, "_asdict")]
-    return {**{name: value for record in fields for name, value in record.items()}, **given}
-
-
-def identity(launch: Launch) -> str:
-    """The same for launches that run the same compiled kernel."""
-    return repr((launch.kernel.__name__, *launch.signature(launch.given), launch.lanes, launch.num_stages))
-
-
 def compile_launch(launch: Launch, target: GPUTarget, limits: dict[str, int] | None = None) -> Any:
     """The compiled kernel; `limits` are options of Triton's that limit the registers."""
     return launch.compile(launch.given, target, **(limits or {}))
@@ -108,26 +95,6 @@ def _number(pattern: str, text: str) -> int:
     if found is None:
         raise ValueError(f"the compiler's report has no {pattern}")
     return int(found[1])
-
-
-def executed(launch: Launch, disassembly: str) -> paths.Path:
-    """What all threads of the launch execute, on the path of `paths`."""
-    thread = paths.count(disassembly, statements.source_of(launch.kernel, arguments_of(launch)))
-    return thread.times(max(32, launch.lanes) * launch.grid[0])
-
-
-def tensors_used(launch: Launch, compiled: Any) -> dict[str, Tensor]:
-    """Those that a kernel compiled for an NVIDIA GPU reads or writes: others are parameters that it never loads."""
-    signature, _ = launch.signature(launch.given)
-    parameters = [name for name, kind in signature.items() for _ in range(_parameters(kind))]
-    loaded = {int(number) for number in re.findall(r"ld\.param\S*\s.*_param_(\d+)", compiled.asm["ptx"])}
-    names = {name for i, name in enumerate(parameters) if i in loaded}
-    return {name: value for name, value in arguments_of(launch).items() if name in names and isinstance(value, Tensor)}
-
-
-def _parameters(kind: Any) -> int:
-    """How many parameters of a compiled kernel one of the source is."""
-    return sum(map(_parameters, kind)) if isinstance(kind, tuple) else int(kind != "constexpr")
 
 
 def disassemble(compiled: Any) -> str:
