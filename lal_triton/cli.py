@@ -239,9 +239,9 @@ def run_plot(arguments: argparse.Namespace) -> int:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from lal_triton.benchmarks.training import launch
+    from lal_triton.benchmarks.training import experiment
 
-    return launch.run(arguments)
+    return experiment.main(arguments)
 
 
 def run_tune(arguments: argparse.Namespace) -> int:

@@ -6,17 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+pytest.importorskip("monai")
 pytest.importorskip("transformers")
 
 from safetensors.torch import save_file
 from transformers import ResNetBackbone, ResNetConfig, ResNetForImageClassification, ResNetModel
 
 from lal_triton import CrossEntropyLoss
-from lal_triton.benchmarks.training import deeplab
-from lal_triton.benchmarks.training.deeplab import DeepLabV2
+from lal_triton.benchmarks.training import deeplab_voc
+from lal_triton.benchmarks.training.deeplab_voc import DeepLabV2
 from lal_triton.benchmarks.training.evaluation import predict
-from lal_triton.benchmarks.training.optimisation import make_optimizer
-from lal_triton.benchmarks.training.recipe import Recipe
+from lal_triton.benchmarks.training.loop import make_optimizer
+from lal_triton.benchmarks.training.task import Recipe
 
 NUM_CLASSES = 5
 
@@ -143,14 +144,14 @@ def test_the_head_learns_at_rates_of_its_own():
 
 def test_the_deconvolution_starts_as_bilinear_interpolation():
     images = torch.rand(2, 3, 65, 73)
-    low, full = (make_network(head=head)(images) for head in deeplab.HEADS)
+    low, full = (make_network(head=head)(images) for head in deeplab_voc.HEADS)
     assert full.logits.shape[2:] == (65, 73)
     torch.testing.assert_close(full.features, low.features)
     expected = F.interpolate(low.logits, (65, 73), mode="bilinear", align_corners=True)
     torch.testing.assert_close(full.logits, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", deeplab.HEADS)
+@pytest.mark.parametrize("head", deeplab_voc.HEADS)
 def test_labels_are_predicted_at_the_images_size(head):
     network = make_network(head=head).eval()
     image = torch.rand(3, 50, 67)

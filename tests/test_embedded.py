@@ -17,16 +17,15 @@ from lightning_fabric import Fabric
 from PIL import Image
 
 from lal_triton.benchmarks.scenes import NUCLEI, VOID, outline
-from lal_triton.benchmarks.training import digits, experiment, nuclei, pictures
+from lal_triton.benchmarks.training import experiment, pictures, small_tasks
 from lal_triton.benchmarks.training.losses import LOSSES
-from lal_triton.benchmarks.training.small_network import SmallNetwork
 from lal_triton.benchmarks.training.task import Example, Output
 from lal_triton.plots import training
 
 
 @pytest.fixture(scope="module", params=["nuclei", "digits"])
 def task(request):
-    return nuclei.make_task() if request.param == "nuclei" else digits.make_task(20, 10)
+    return small_tasks.make_nuclei() if request.param == "nuclei" else small_tasks.make_digits(20, 10)
 
 
 def labels_in(examples):
@@ -58,7 +57,7 @@ def test_the_network_predicts_at_half_the_resolution(task):
 
 
 def test_parts_of_the_nuclei_cover_the_image_once():
-    task = nuclei.make_task()
+    task = small_tasks.make_nuclei()
     left, right = (torch.cat([example.image for example in part], dim=1) for part in (task.training, task.evaluation))
     assert left.shape == (3, 512, 320)
     assert right.shape == (3, 512, 192)
@@ -71,7 +70,7 @@ def test_boundaries_are_two_pixels_and_void_is_around_them():
     instances = np.zeros((12, 16), dtype=np.int64)
     instances[2:9, 2:9] = 1
     instances[2:9, 9:15] = 2
-    labels = nuclei.label(instances)
+    labels = small_tasks.label_nuclei(instances)
     assert (labels[4:7, 4:7] == 1).all()
     assert (labels[5, :] == [0, VOID, 2, 2, 1, 1, 1, 2, 2, 2, 2, 1, 1, 2, 2, VOID]).all()
     assert (labels[outline(instances)] == 2).all()
@@ -85,9 +84,9 @@ def test_held_out_digits_and_photographs_are_not_trained_on(monkeypatch):
         seen.append((len(inks), photographs[0].data_ptr(), photographs[0].shape))
         return original(inks, labels, photographs, seed)
 
-    original = digits.make_scene
-    monkeypatch.setattr(digits, "make_scene", remember)
-    digits.make_task(1, 1)
+    original = small_tasks.make_scene
+    monkeypatch.setattr(small_tasks, "make_scene", remember)
+    small_tasks.make_digits(1, 1)
     (trained, left, left_shape), (held_out, right, right_shape) = seen
     assert (trained, held_out) == (1200, 597)
     assert left != right
@@ -95,7 +94,7 @@ def test_held_out_digits_and_photographs_are_not_trained_on(monkeypatch):
 
 
 def test_a_scene_is_a_function_of_its_seed():
-    first, again, other = (digits.make_task(count, 1).training[-1] for count in (1, 1, 2))
+    first, again, other = (small_tasks.make_digits(count, 1).training[-1] for count in (1, 1, 2))
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.target, again.target)
     assert not torch.equal(first.image, other.image)
@@ -155,7 +154,7 @@ def test_gradients_are_multiples_of_their_mean():
 
 
 def tiny_task(iterations=3):
-    whole = nuclei.make_task()
+    whole = small_tasks.make_nuclei()
     examples = [Example("part", whole.training[0].image[:, :96, :96], whole.training[0].target[:96, :96])]
     recipe = dataclasses.replace(whole.recipe, iterations=iterations, crop_size=32, evaluate_every=2)
     return dataclasses.replace(whole, training=examples, evaluation=examples, recipe=recipe)
@@ -183,7 +182,7 @@ def test_an_experiment_writes_tables_masks_and_figures(experimented):
 
 def test_finished_runs_are_not_repeated(experimented, monkeypatch):
     before = json.loads(experimented.read_text())["runs"]
-    monkeypatch.setattr(SmallNetwork, "forward", None)
+    monkeypatch.setattr(small_tasks.SmallNetwork, "forward", None)
     monkeypatch.setattr(pictures, "collect", lambda *_: {})
     monkeypatch.setattr(training, "draw", lambda *_: [])
     experiment.run(tiny_task(), ["ce", "lal5"], [0, 1], experimented.parent, Fabric(accelerator="cpu", devices=1))

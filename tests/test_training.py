@@ -15,13 +15,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from tiny_task import ITERATIONS, make_task
 
-from lal_triton.benchmarks.training import checkpoints, loop
+from lal_triton.benchmarks.training import loop
 from lal_triton.benchmarks.training.evaluation import evaluate, predict, scores_of
-from lal_triton.benchmarks.training.losses import LOSSES, make_criterion, take_nearest
-from lal_triton.benchmarks.training.optimisation import make_optimizer
-from lal_triton.benchmarks.training.recipe import Recipe, recipe_table
-from lal_triton.benchmarks.training.stream import Stream, make_loader
-from lal_triton.benchmarks.training.task import Example, Output
+from lal_triton.benchmarks.training.losses import LOSSES, Criterion, take_nearest
+from lal_triton.benchmarks.training.report import recipe_table
+from lal_triton.benchmarks.training.samples import Stream, make_loader
+from lal_triton.benchmarks.training.task import Example, Output, Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +138,7 @@ def test_training_learns_and_keeps_what_is_frozen(tmp_path):
     saved = checkpoint(tmp_path)
     assert saved["criterion"]["center.centers"].abs().sum() > 0
     assert torch.equal(saved["network"]["norm.running_mean"], torch.zeros(6))
-    restored = checkpoints.restore(task, tmp_path)
+    restored = loop.restore(task, tmp_path)
     scores = evaluate(restored, task.evaluation, 3, Fabric(accelerator="cpu", devices=1))
     assert scores["iou"] == result["iou"]
 
@@ -181,7 +180,7 @@ def test_poly_schedule(tmp_path, monkeypatch):
 def test_learning_rates_of_the_head():
     network = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
     network["body"].bias.requires_grad_(False)
-    optimizer = make_optimizer(network, Recipe(learning_rate=0.5, momentum=0.8, weight_decay=0.1))
+    optimizer = loop.make_optimizer(network, Recipe(learning_rate=0.5, momentum=0.8, weight_decay=0.1))
     found = {
         parameter: (group["lr"], group["momentum"], group["weight_decay"])
         for group in optimizer.param_groups
@@ -253,14 +252,14 @@ def test_criteria_have_gradients(name):
     logits = torch.randn(2, 4, 5, 6, requires_grad=True)
     features = torch.randn(2, 7, 5, 6, requires_grad=True)
     target = torch.randint(0, 4, (2, 10, 12))
-    make_criterion(name, 4, 7)(Output(logits, features), target).backward()
+    Criterion(name, 4, 7)(Output(logits, features), target).backward()
     assert logits.grad.abs().sum() > 0
     assert (features.grad is not None) == (name == "center")
 
 
 def test_unknown_loss():
     with pytest.raises(ValueError, match="loss = 'dice', expected one of ce, center"):
-        make_criterion("dice", 2, 2)
+        Criterion("dice", 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from PIL import Image
 
-from lal_triton.benchmarks.training import recipe, report
+from lal_triton.benchmarks.training import report
 from lal_triton.benchmarks.training.losses import LOSSES as LOSSES_BY_NAME
 from lal_triton.plots import masks, training
 
@@ -165,7 +165,7 @@ def test_other_files_are_refused_by_name(tmp_path, text):
 
 def test_the_documentation_holds_the_recipe_and_tables_that_wait_for_voc():
     text = DOCUMENT.read_text()
-    assert recipe.recipe_table() in text
+    assert report.recipe_table() in text
     titles = {name: loss.title for name, loss in LOSSES_BY_NAME.items()}
     unmeasured = {"task": "voc", "class_names": [], "titles": titles, "runs": []}
     for table in (report.TABLE_1, report.TABLE_2):

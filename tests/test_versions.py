@@ -19,18 +19,13 @@ EXTRAS = {
     "lal_triton.benchmarks.runner": "PIL",
     "lal_triton.benchmarks.scenes": "PIL",
     "lal_triton.benchmarks.voc": "PIL",
-    "lal_triton.benchmarks.training.augmentation": "monai",
-    "lal_triton.benchmarks.training.deeplab": "safetensors",
-    "lal_triton.benchmarks.training.digits": "sklearn",
+    "lal_triton.benchmarks.training.deeplab_voc": "safetensors",
     "lal_triton.benchmarks.training.evaluation": "lightning_fabric",
     "lal_triton.benchmarks.training.experiment": "lightning_fabric",
-    "lal_triton.benchmarks.training.launch": "lightning_fabric",
     "lal_triton.benchmarks.training.loop": "lightning_fabric",
-    "lal_triton.benchmarks.training.nuclei": "PIL",
     "lal_triton.benchmarks.training.pictures": "PIL",
-    "lal_triton.benchmarks.training.state": "lightning_fabric",
-    "lal_triton.benchmarks.training.stream": "monai",
-    "lal_triton.benchmarks.training.voc_aug": "safetensors",
+    "lal_triton.benchmarks.training.samples": "monai",
+    "lal_triton.benchmarks.training.small_tasks": "sklearn",
 }
 IMPORT_ALL = """
 import importlib.util, json, pkgutil, sys

@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from lal_triton.benchmarks.training.recipe import Recipe
-from lal_triton.benchmarks.training.task import Example, Output, Task
+from lal_triton.benchmarks.training.task import Example, Output, Recipe, Task
 
 ITERATIONS = 8
 

@@ -12,9 +12,9 @@ import torch
 from lightning_fabric import Fabric
 from tiny_task import make_task_with_void
 
-from lal_triton.benchmarks.training.launch import processes
+from lal_triton.benchmarks.training.experiment import processes
 from lal_triton.benchmarks.training.loop import train
-from lal_triton.benchmarks.training.stream import Stream
+from lal_triton.benchmarks.training.samples import Stream
 
 STOPPED_IN = 5
 

@@ -1,22 +1,83 @@
-"""Every loss with every seed, and then the tables and figures of what came out."""
+"""`lal-triton train`: every loss with every seed, and then the tables and figures of what came out."""
 
+import argparse
+import contextlib
 import dataclasses
+import gc
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 
 from lal_triton.benchmarks import environment
 from lal_triton.benchmarks.training import pictures, report
-from lal_triton.benchmarks.training.checkpoints import restore
-from lal_triton.benchmarks.training.loop import train
+from lal_triton.benchmarks.training.loop import restore, train
 from lal_triton.benchmarks.training.losses import LOSSES
 from lal_triton.benchmarks.training.task import Task
 from lal_triton.plots import masks, training
+
+SEEDS = {"nuclei": [0, 1, 2], "digits": [0, 1, 2], "voc": [0]}
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Exit status 130 where it was interrupted, which leaves a checkpoint to go on from."""
+    task = make_task(arguments)
+    losses, seeds = arguments.loss or list(LOSSES), arguments.seeds or SEEDS[task.name]
+    for loss in losses:
+        if loss not in LOSSES:
+            raise ValueError(f"--loss is {loss}, expected {', '.join(LOSSES)}")
+    with processes(arguments.precision) as fabric:
+        try:
+            path = run(task, losses, seeds, arguments.output, fabric, arguments.workers)
+        except KeyboardInterrupt as interruption:
+            print(f"lal-triton: {interruption or 'interrupted'}", file=sys.stderr)
+            return 130
+        if fabric.is_global_zero:
+            print(path.with_name("tables.md").read_text())
+            print("wrote", path, *sorted((path.parent / "figures").iterdir()), sep="\n  ")
+        return 0
+
+
+def make_task(arguments: argparse.Namespace) -> Task:
+    """Imports what the task needs, and no more."""
+    name = arguments.data or ("voc" if arguments.voc else "nuclei")
+    if (name == "voc") != (arguments.voc is not None):
+        raise ValueError("--data voc and --voc, the folder VOC2012, belong together")
+    if name == "voc":
+        from lal_triton.benchmarks.training import deeplab_voc
+
+        task = deeplab_voc.make_task(arguments.voc, arguments.backbone, arguments.head)
+    else:
+        from lal_triton.benchmarks.training import small_tasks
+
+        task = small_tasks.make_digits() if name == "digits" else small_tasks.make_nuclei()
+    asked = {"iterations": arguments.iterations, "batch_size": arguments.batch_size}
+    changes = {field: value for field, value in asked.items() if value is not None}
+    return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, **changes))
+
+
+@contextlib.contextmanager
+def processes(precision: str) -> Iterator[Fabric]:
+    """One process, or with torchrun its processes, each on a GPU of its own where there are any.
+
+    A process that goes on to its end destroys its process group: gloo's threads may otherwise release tensors while
+    Python shuts down, which aborts (https://github.com/pytorch/pytorch/pull/179291). The threads end with the group's
+    last reference, and networks hold references until they are collected. After an error the group stays, since the
+    other processes may wait in it; torchrun stops them.
+    """
+    ranks, local_ranks = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    strategy = "ddp" if ranks > 1 else "auto"
+    fabric = Fabric(devices=local_ranks, num_nodes=ranks // local_ranks, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+    fabric.launch()
+    yield fabric
+    if ranks > 1:
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def run(
@@ -31,7 +92,15 @@ def run(
     runs = [train(task, loss, seed, folder, fabric, workers) for (loss, seed), folder in folders.items()]
     path = output / "results.json"
     if fabric.is_global_zero:
-        results = summarise(task, runs, seeds[0], fabric.device)
+        results = {
+            "environment": environment.describe(fabric.device),
+            "task": task.name,
+            "class_names": list(task.class_names),
+            "recipe": dataclasses.asdict(task.recipe),
+            "titles": {name: loss.title for name, loss in LOSSES.items()},
+            "shown_seed": seeds[0],
+            "runs": [{name: result[name] for name in result if name not in ("task", "recipe")} for result in runs],
+        }
         path.write_text(json.dumps(results, indent=1))
         (output / "tables.md").write_text(report.format_tables(results))
         networks = {
@@ -41,15 +110,3 @@ def run(
         training.draw(path, output / "figures")
     fabric.barrier()
     return path
-
-
-def summarise(task: Task, runs: Sequence[dict[str, Any]], shown_seed: int, device: torch.device) -> dict[str, Any]:
-    return {
-        "environment": environment.describe(device),
-        "task": task.name,
-        "class_names": list(task.class_names),
-        "recipe": dataclasses.asdict(task.recipe),
-        "titles": {name: loss.title for name, loss in LOSSES.items()},
-        "shown_seed": shown_seed,
-        "runs": [{name: value for name, value in result.items() if name not in ("task", "recipe")} for result in runs],
-    }

@@ -1,6 +1,7 @@
 """The losses that the paper compares, by name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,37 +20,33 @@ class Loss(NamedTuple):
 LOSSES = {
     "ce": Loss("Cross-entropy", CrossEntropyLoss),
     "center": Loss("Center loss", CrossEntropyLoss, centers=True),
-    "focal": Loss("Focal loss", lambda **shared: FocalLoss(0.25, 2.0, **shared)),
-    "lal3": Loss("LAL, K = 3", lambda **shared: LocallyAdaptiveLoss(3, p=3, **shared)),
-    "lal5": Loss("LAL, K = 5", lambda **shared: LocallyAdaptiveLoss(5, p=3, **shared)),
-    "lal7": Loss("LAL, K = 7", lambda **shared: LocallyAdaptiveLoss(7, p=3, **shared)),
-    "lal5-p1": Loss("LAL, K = 5, p = 1", lambda **shared: LocallyAdaptiveLoss(5, p=1, **shared)),
-    "lal5-p2": Loss("LAL, K = 5, p = 2", lambda **shared: LocallyAdaptiveLoss(5, p=2, **shared)),
-    "lal5-p5": Loss("LAL, K = 5, p = 5", lambda **shared: LocallyAdaptiveLoss(5, p=5, **shared)),
-    "max-pooling": Loss("Loss max-pooling", lambda **shared: CrossEntropyLoss(reduction="max_pooling", **shared)),
+    "focal": Loss("Focal loss", partial(FocalLoss, 0.25, 2.0)),
+    "lal3": Loss("LAL, K = 3", partial(LocallyAdaptiveLoss, 3, p=3)),
+    "lal5": Loss("LAL, K = 5", partial(LocallyAdaptiveLoss, 5, p=3)),
+    "lal7": Loss("LAL, K = 7", partial(LocallyAdaptiveLoss, 7, p=3)),
+    "lal5-p1": Loss("LAL, K = 5, p = 1", partial(LocallyAdaptiveLoss, 5, p=1)),
+    "lal5-p2": Loss("LAL, K = 5, p = 2", partial(LocallyAdaptiveLoss, 5, p=2)),
+    "lal5-p5": Loss("LAL, K = 5, p = 5", partial(LocallyAdaptiveLoss, 5, p=5)),
+    "max-pooling": Loss("Loss max-pooling", partial(CrossEntropyLoss, reduction="max_pooling")),
 }
 
 
-def make_criterion(
-    name: str, num_classes: int, num_features: int, process_group: Any = None, align_corners: bool = False
-) -> "Criterion":
-    """ValueError for a name that is not one of `LOSSES`."""
-    if name not in LOSSES:
-        raise ValueError(f"loss = {name!r}, expected one of {', '.join(LOSSES)}")
-    loss = LOSSES[name]
-    dense = loss.make(align_corners=align_corners, process_group=process_group)
-    center = CenterLoss(num_classes, num_features, process_group=process_group) if loss.centers else None
-    return Criterion(dense, center, align_corners)
-
-
 class Criterion(nn.Module):
-    """A loss of the logits and, as Wen et al. train center loss, that of the features beside it."""
+    """A loss of the logits and, as Wen et al. train center loss, that of the features beside it.
 
-    def __init__(self, dense: nn.Module, center: nn.Module | None, align_corners: bool) -> None:
+    ValueError for a name that is not one of `LOSSES`.
+    """
+
+    def __init__(
+        self, name: str, num_classes: int, num_features: int, process_group: Any = None, align_corners: bool = False
+    ) -> None:
         super().__init__()
-        self.dense = dense
-        self.center = center
+        if name not in LOSSES:
+            raise ValueError(f"loss = {name!r}, expected one of {', '.join(LOSSES)}")
+        loss = LOSSES[name]
         self.align_corners = align_corners
+        self.dense = loss.make(align_corners=align_corners, process_group=process_group)
+        self.center = CenterLoss(num_classes, num_features, process_group=process_group) if loss.centers else None
 
     def forward(self, output: Output, target: Tensor) -> Tensor:
         """A scalar, of the network's output and a target `[N, H, W]`."""
