@@ -17,8 +17,7 @@ from lal_triton.benchmarks.capacity import GIB, bytes_needed
 from lal_triton.benchmarks.cases import Case, Settings, plan
 from lal_triton.benchmarks.load import busy_processes, torch_threads
 from lal_triton.benchmarks.memory import peak_bytes
-from lal_triton.benchmarks.network import predict
-from lal_triton.benchmarks.scenes import VOID, Scene, make_batch
+from lal_triton.benchmarks.scenes import VOID, Scene, make_batch, predict
 from lal_triton.benchmarks.timing import Effort, Timing, time_copy, time_step
 from lal_triton.functional import cross_entropy, focal_loss, locally_adaptive_loss
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lal_triton.benchmarks.scenes import VOID
+from lal_triton.benchmarks.voc import voc_colour
 from lal_triton.plots.style import caption_of, plain_ticks
 
 Results = dict[str, Any]
@@ -22,13 +23,8 @@ COLUMNS = ("ce", "center", "focal", "lal5")  # of the paper's Figure 3, to the r
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """VOC's colours `[C, 3]`, uint8: a class's bits go to red, green and blue in turn, the lowest to the highest."""
-    classes = np.arange(num_classes)
-    colours = np.zeros((num_classes, 3), dtype=np.uint8)
-    for digit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((classes >> (3 * digit + channel) & 1) << (7 - digit)).astype(np.uint8)
-    return colours
+    """VOC's colours `[C, 3]`, uint8."""
+    return np.array([voc_colour(label) for label in range(num_classes)], dtype=np.uint8)
 
 
 def colour(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -27,7 +27,6 @@ from lal_triton.benchmarks import (
     gpu,
     load,
     memory,
-    network,
     overhead,
     peers,
     runner,
@@ -97,13 +96,13 @@ def test_outline_is_the_inner_border_of_each_instance():
 
 def test_network_is_right_at_most_pixels_and_deterministic():
     scene = scenes.read_nuclei(21)
-    logits = network.predict(*scene, 21)
+    logits = scenes.predict(*scene, 21)
     assert logits.shape == (21, 512, 512)
     assert logits.dtype == np.float32
     valid = scene.labels != scenes.VOID
     assert (logits.argmax(0) == scene.labels)[valid].mean() > 0.9
-    assert np.array_equal(logits, network.predict(*scene, 21))
-    assert not np.array_equal(logits, network.predict(*scene, 21, seed=1))
+    assert np.array_equal(logits, scenes.predict(*scene, 21))
+    assert not np.array_equal(logits, scenes.predict(*scene, 21, seed=1))
 
 
 @pytest.mark.parametrize("size", [7, 64, 130, 300])
@@ -446,7 +445,7 @@ def test_rows_of_small_logits_tell_their_sizes(upsampled_results):
 def test_peers_that_do_not_fit_are_skipped_and_ours_are_not():
     settings = upsampled_settings(memory_limit=0, ratios=(4,), sweep=(), num_classes=(3,))
     scene = scenes.read_nuclei(3)
-    examples = {3: [(network.predict(*scene, 3), scene.labels)]}
+    examples = {3: [(scenes.predict(*scene, 3), scene.labels)]}
     for case in cases.plan(settings):
         for row in runner.measure(case, settings, examples):
             refused = case.name in ("cross_entropy", "unfold")

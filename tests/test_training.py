@@ -1,6 +1,5 @@
 """The training loop: a run that is interrupted comes to the bits of one that is not."""
 
-import dataclasses
 import json
 import signal
 
@@ -18,7 +17,6 @@ from tiny_task import ITERATIONS, make_task
 from lal_triton.benchmarks.training import loop
 from lal_triton.benchmarks.training.evaluation import evaluate, predict, scores_of
 from lal_triton.benchmarks.training.losses import LOSSES, Criterion, take_nearest
-from lal_triton.benchmarks.training.report import recipe_table
 from lal_triton.benchmarks.training.samples import Stream, make_loader
 from lal_triton.benchmarks.training.task import Example, Output, Recipe
 
@@ -336,17 +334,3 @@ def test_prediction_with_aligned_corners():
     assert network.size == (13, 17)
     assert torch.equal(labels[:, :13], (ramp[0] > 0.5).long()[:, :13])  # the padding repeats the last column
     assert labels.shape == (11, 15)
-
-
-def test_recipe_names_a_source_for_every_value():
-    table = recipe_table()
-    for entry in dataclasses.fields(Recipe):
-        assert entry.metadata["source"] in ("paper", "our reading")
-        assert f"| {entry.name} |" in table
-    assert "| learning_rate | 0.00025 | paper |" in table
-    assert "| scales | 0.5 to 1.5 | paper |" in table
-    assert "| weight_decay | 0.0005 | our reading |" in table
-    with pytest.raises(ValueError, match="optimizer = 'lion'"):
-        Recipe(optimizer="lion")
-    with pytest.raises(ValueError, match="batch_size = 0, expected at least 1"):
-        Recipe(batch_size=0)

@@ -49,21 +49,21 @@ def train(task: Task, loss: str, seed: int, folder: Path, fabric: Fabric, worker
     criterion = Criterion(loss, num_classes, network.num_features, group, align_corners).to(fabric.device)
 
     precision = fabric.strategy.precision  # with the scaler of float16
-    run = {
+    run = {  # which one it is
         "task": task.name,
         "loss": loss,
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
         "precision": precision.precision,
     }
-    parts: dict[str, Any] = {
+    parts: dict[str, Any] = {  # what is needed to go on with it
         "network": network,
         "criterion": criterion,
         "optimizer": optimizer,
         "schedule": schedule,
         "precision": precision,
     }
-    progress: dict[str, Any] = {"iteration": 0, "seconds": 0.0, "rows": [], "curve": [], "scores": {}}
+    progress: dict[str, Any] = {"iteration": 0, "seconds": 0.0, "rows": [], "curve": [], "scores": {}}  # to report
     fabric.barrier()
     saved = read_checkpoint(folder, run)
     if saved is not None:

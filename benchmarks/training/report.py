@@ -1,12 +1,9 @@
-"""In markdown: the results as the paper's tables, with means and standard deviations over seeds, and the recipe."""
+"""The runs' results as the paper's tables, in markdown; means and standard deviations are over seeds."""
 
-import dataclasses
 from collections.abc import Sequence
 from math import sqrt
 from statistics import mean, stdev
 from typing import Any, NamedTuple
-
-from lal_triton.benchmarks.training.task import OURS, PAPER, Recipe
 
 Results = dict[str, Any]
 NOT_MEASURED = "not measured"
@@ -98,36 +95,3 @@ def difference(other: Score, base: Score) -> str:
     error = sqrt(other.spread**2 / other.seeds + base.spread**2 / base.seeds)
     verdict = "more" if abs(points) > 2 * error else "not more"
     return f"{text}, {verdict} than twice the standard error of the difference ({error:.1f})"
-
-
-# ---- the recipe
-
-OF_THE_NETWORK = (
-    ("network", "DeepLabV2, ResNet-101", PAPER, ""),
-    ("output stride", "8", PAPER, "the last two stages have dilations 2 and 4 instead of strides"),
-    ("ASPP rates", "6, 12, 18, 24", PAPER, ""),
-    ("batch norm", "frozen", OURS, "statistics and affine parameters; a batch of 2 estimates neither"),
-    ("upsampling of the logits", "bilinear, inside the loss", OURS, "the paper's baseline learns it: `--head deconv`"),
-    ("corners of that upsampling", "aligned", OURS, "DeepLab's; the logits of a crop of 8k + 1 lie at every 8th pixel"),
-    ("feature that center loss sees", "last stage, 2048 channels", OURS, ""),
-    ("stride of a bottleneck", "in its 3 x 3 convolution", OURS, "that of the pretrained weights (“v1.5”)"),
-    ("CRF, multi-scale input", "none", OURS, "neither is part of what is compared"),
-)
-
-
-def recipe_table() -> str:
-    """The defaults in markdown, one value a line."""
-    values = [
-        (value.name, _format(value.default), value.metadata["source"], value.metadata["remark"])
-        for value in dataclasses.fields(Recipe)
-    ]
-    lines = [("value", "default", "source", "remark"), ("---",) * 4, *values, *OF_THE_NETWORK]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _format(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return " to ".join(map(_format, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -15,7 +15,7 @@ def _value(default: Any, source: str, remark: str = "") -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The defaults are those of DeepLabV2 on VOC 2012 with the paper's losses; `report.recipe_table` lists them.
+    """The defaults are those of DeepLabV2 on VOC 2012 with the paper's losses; benchmarks/REPRODUCTION.md lists them.
 
     `batch_size` is the global one, over all ranks. `head_lr_factor` and `head_bias_lr_factor` multiply the learning
     rate of the parameters whose names begin with `head.`; `momentum` is SGD's alone.
