@@ -49,7 +49,7 @@ def train(task: Task, loss: str, seed: int, folder: Path, fabric: Fabric, worker
     criterion = Criterion(loss, num_classes, network.num_features, group, align_corners).to(fabric.device)
 
     precision = fabric.strategy.precision  # with the scaler of float16
-    run = {  # which one it is
+    run = {  # what tells it from others
         "task": task.name,
         "loss": loss,
         "seed": seed,
