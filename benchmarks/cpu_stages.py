@@ -15,7 +15,7 @@ import torch
 
 from lal_triton.cpu import backend, sweep
 from lal_triton.cpu.compiling import OPTIONS
-from lal_triton.cpu.cost import cost, differentiate, exponentiate
+from lal_triton.cpu.pixel_loss import differentiate, exponentiate, pixel_loss
 from lal_triton.cpu.score import score, unscore
 from lal_triton.cpu.vectors import broadcast, lanes
 from lal_triton.cpu.window import find_taps, merge
@@ -55,7 +55,7 @@ def lose(space, window, settings, ones, columns, repeats):
         labels = space.rings.labels[m % len(space.rings.labels)]
         for i in range(0, columns, lanes(f)):
             exponentiate(f, i, labels, border, ones, settings, planes)
-        cost(labels[border : border + columns], ones, len(ones), settings, planes)
+        pixel_loss(labels[border : border + columns], ones, len(ones), settings, planes)
 
 
 @compiled

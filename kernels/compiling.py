@@ -15,9 +15,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from lal_triton.kernels import configs
-from lal_triton.kernels.host import launch as launching
-from lal_triton.kernels.host import plan as plans
-from lal_triton.kernels.host.launch import Launch
+from lal_triton.kernels.host.launch import Launch, recording
+from lal_triton.kernels.host.plan import Plan
 from lal_triton.options import LocalLoss, Pooling
 
 TARGETS = {
@@ -44,9 +43,9 @@ def record_step(
     """
     settings = {family: configs.Setting.of(family, logits, target.shape[1], options) for family in configs.FAMILIES}
     shipped = {family: configs.pinned(setting, device_class) for family, setting in settings.items()}
-    keep = bool(shipped["step"]["saves_exp"]) == default
-    with configs.forcing(shipped), launching.recording() as launches:
-        plan = plans.Plan(logits, target, weight, None, options, pooling, keep)
+    saves_exp = bool(shipped["step"]["saves_exp"]) == default
+    with configs.forcing(shipped), recording() as launches:
+        plan = Plan(logits, target, weight, None, options, pooling, saves_exp)
         value, saved = plan.forward(logits, target, weight, None)
         forward = len(launches)
         plan.backward(torch.empty_like(value), logits, weight, None, saved)

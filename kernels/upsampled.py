@@ -33,7 +33,7 @@ from lal_triton.kernels.window import INVALID, LOG2E, VOID, is_inside, lane_offs
 
 
 class Tile(NamedTuple):
-    """A tile of pixels `[P]`, and what it mixes of its footprint `[slots]`, for all classes."""
+    """A tile of pixels `[P]`, and what it mixes of its footprint `[points]`, for all classes."""
 
     row: Any
     col: Any
@@ -41,12 +41,12 @@ class Tile(NamedTuple):
     inside: Any  # which exist
     own: Any  # their labels
     labels: Any  # pointers to these
-    mixture: Any  # A `[P, slots]`
+    mixture: Any  # A `[P, points]`
     own_merged: Any  # f_y
     source: Any  # the source from the footprint's first row on
-    slots: Any  # the footprint's places there
+    points: Any  # of the footprint, from there
     spoiled: Any  # the pixels that mix a logit that is not finite
-    holes: Any  # the slots that those mix
+    holes: Any  # the points that those mix
 
 
 class Lanes(NamedTuple):
@@ -59,14 +59,14 @@ class Lanes(NamedTuple):
 
 
 @triton.jit
-def load_source(source, slots, c, C):
-    """`[slots, classes]` of a footprint."""
-    return tl.load(source + (slots[:, None] * C + c[None, :]), mask=c[None, :] < C, other=0.0)
+def load_source(source, points, c, C):
+    """`[points, classes]` of a footprint."""
+    return tl.load(source + (points[:, None] * C + c[None, :]), mask=c[None, :] < C, other=0.0)
 
 
 @triton.jit
 def own_logit(source, y, x, size, mixture, own, SY: tl.constexpr, SX: tl.constexpr):
-    """A lane's part of f_y, 0 where there is no label; its slots begin at low-resolution pixel (y, x)."""
+    """A lane's part of f_y, 0 where there is no label; its points begin at low-resolution pixel (y, x)."""
     total = tl.zeros_like(own).to(tl.float32)
     weights = unpack(mixture)
     for i in tl.static_range(SY):
@@ -81,14 +81,14 @@ def own_logit(source, y, x, size, mixture, own, SY: tl.constexpr, SX: tl.constex
 
 @triton.jit
 def find_spoiled(bad, mixture):
-    """The pixels that mix a slot with a logit that is not finite, and the slots that those mix."""
-    slot = tl.arange(0, mixture.shape[1])
-    bits = tl.sum((bad > 0).to(tl.int64) << slot, 0)
+    """The pixels that mix a point with a logit that is not finite, and the points that those mix."""
+    point = tl.arange(0, mixture.shape[1])
+    bits = tl.sum((bad > 0).to(tl.int64) << point, 0)
     spoiled = tl.zeros([mixture.shape[0]], tl.int1)
     holes = tl.zeros([mixture.shape[1]], tl.int1)
     if bits != 0:
         mixed = (mixture != 0).to(tl.int32)
-        spoiled = tl.max(mixed * (bits >> slot & 1).to(tl.int32)[None, :], 1) > 0
+        spoiled = tl.max(mixed * (bits >> point & 1).to(tl.int32)[None, :], 1) > 0
         holes = tl.max(tl.where(spoiled[:, None], mixed, 0), 0) > 0
     return spoiled, holes
 
@@ -110,15 +110,15 @@ def mix_tile(tile, first_tile, tiles_y, source, bad, labels, rstd, window, table
     line = (n * size.h + base_y) * size.w
     source += line * size.C
     own_merged = sum_lanes(own_logit(source, base_y, lane_x, size, parts, near.own, S.SY, LX), G)
-    slots = footprint_pixels(base_y, base_x, size.h, size.w, S.SY, S.SX)
-    spoiled, holes = find_spoiled(tl.load(bad + line + slots), mixture)
+    points = footprint_pixels(base_y, base_x, size.h, size.w, S.SY, S.SX)
+    spoiled, holes = find_spoiled(tl.load(bad + line + points), mixture)
 
     row, col = tile_pixels(tile_y, tile_x, S, 1)
     plane = n * size.H * size.W + lane_offset(row, col, size.W, 1)
     labels += plane
     own = load_own_labels(labels, row, col, size.H, size.W, 1)[0]
     inside = is_inside(row, col, size.H, size.W)
-    pixels = Tile(row, col, plane, inside, own, labels, mixture, own_merged, source, slots, spoiled, holes)
+    pixels = Tile(row, col, plane, inside, own, labels, mixture, own_merged, source, points, spoiled, holes)
     return pixels, Lanes(near, axis_y, axis_x, inverse)
 
 
@@ -166,7 +166,7 @@ def upsampled_loss_fwd_kernel(
     smoothing_sum = tl.zeros_like(tile.own_merged)
     for c0 in range(0, C, S.CLASSES):
         c = c0 + tl.arange(0, S.CLASSES)
-        merged = tl.dot(tile.mixture, load_source(tile.source, tile.slots, c, C), input_precision=S.PRECISION)
+        merged = tl.dot(tile.mixture, load_source(tile.source, tile.points, c, C), input_precision=S.PRECISION)
         difference = merged - tile.own_merged[:, None]
         # without the own class, whose term is known, what is small keeps its digits
         counts = (c[None, :] < C) & (c[None, :] != tile.own[:, None])
@@ -268,13 +268,13 @@ def upsampled_loss_bwd_kernel(
     if S.NORMALIZE:
         pitch = C + 4
     SX: tl.constexpr = S.SX
-    slot = tl.arange(0, S.SY * SX)
-    kept = (slot // SX < band.span_y) & (slot % SX < band.span_x)
+    point = tl.arange(0, S.SY * SX)
+    kept = (point // SX < band.span_y) & (point % SX < band.span_x)
     parts_ptr += tile_index.to(tl.int64) * band.span_y * band.span_x * pitch
     slope = tl.zeros_like(tile.mixture)
     for c0 in range(0, C, S.CLASSES):
         c = c0 + tl.arange(0, S.CLASSES)
-        x = load_source(tile.source, tile.slots, c, C)
+        x = load_source(tile.source, tile.points, c, C)
         merged = tl.dot(tile.mixture, x, input_precision=S.PRECISION) - highest[:, None]
         g = factor[:, None] * (tl.exp2(merged * LOG2E) if L.BOUNDED else tl.exp(merged))
         if L.HAS_SMOOTHING:
@@ -288,7 +288,7 @@ def upsampled_loss_bwd_kernel(
         part = tl.trans(tl.dot(tl.trans(g), tile.mixture, input_precision=S.PRECISION))
         part = tl.where(tile.holes[:, None], float("nan"), part)
         tl.store(
-            parts_ptr + (slot // SX * band.span_x + slot % SX)[:, None] * pitch + c[None, :],
+            parts_ptr + (point // SX * band.span_x + point % SX)[:, None] * pitch + c[None, :],
             part,
             mask=kept[:, None] & (c[None, :] < C),
         )

@@ -188,14 +188,14 @@ def find_pivot(workspace, labels, n, pixel, row, col, size, S: tl.constexpr):
     if S.NORMALIZE or S.KH * S.KW > 1:
         bands = tl.cdiv(size.H, BAND_ROWS)
         band = tl.min(row) // BAND_ROWS
-        parts = tl.cdiv(size.W, S.BAND_COLUMNS)
-        offsets = find_plane(workspace, OFFSETS, S.PLANES, size.plane) + n * bands * parts
-        largest = largest_offset(offsets, band, parts)
+        offsets = find_plane(workspace, OFFSETS, S.PLANES, size.plane)
+        offsets += n * bands * tl.cdiv(size.W, S.BAND_COLUMNS)
+        largest = largest_offset(offsets, band, size.W, S)
         plain = largest <= MOST_OFFSET
         if REACH > 0:
             for step in range(2 * REACH + 1):
                 near = tl.minimum(tl.maximum(band + step - REACH, 0), bands - 1)
-                plain = plain & (largest_offset(offsets, near, parts) < float("inf"))
+                plain = plain & (largest_offset(offsets, near, size.W, S) < float("inf"))
         if S.NORMALIZE:
             mean = find_plane(workspace, MEAN, S.PLANES, size.plane) + pixel
             rows = tl.where(largest <= MOST_OFFSET, 0, PIVOT_ROWS)
@@ -204,8 +204,9 @@ def find_pivot(workspace, labels, n, pixel, row, col, size, S: tl.constexpr):
 
 
 @triton.jit
-def largest_offset(offsets, band, parts):
+def largest_offset(offsets, band, W, S: tl.constexpr):
     """Of a band of rows."""
+    parts = tl.cdiv(W, S.BAND_COLUMNS)
     largest = 0.0
     for k in range(0, parts, 128):
         part = k + tl.arange(0, 128)

@@ -54,19 +54,19 @@ def merge(logits: torch.Tensor, labels: torch.Tensor, options: LocalLoss) -> tor
     return merged / torch.where(valid, xi, 1)[:, None]
 
 
-def local_cost(
+def pixel_loss(
     merged: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, options: LocalLoss
 ) -> torch.Tensor:
-    """Eq. 3-4: the per-pixel cost `[N, H, W]` of merged logits, >= 0."""
+    """Eq. 3-4: the per-pixel loss `[N, H, W]` of merged logits, >= 0."""
     num_classes = merged.shape[1]
     own = labels.clamp(min=0).long()
-    surprise = -torch.log_softmax(merged, 1)
-    nll = surprise.gather(1, own[:, None])[:, 0].clamp(min=0)
+    nlls = -torch.log_softmax(merged, 1)
+    nll = nlls.gather(1, own[:, None])[:, 0].clamp(min=0)
     if options.cost == "focal":
-        miss = -torch.expm1(-nll).clamp(max=-torch.finfo(nll.dtype).tiny)  # 0^(gamma - 1) has no finite slope
-        return options.focal_alpha * miss**options.focal_gamma * nll
+        one_minus_p = -torch.expm1(-nll).clamp(max=-torch.finfo(nll.dtype).tiny)  # 0^(gamma - 1) has no finite slope
+        return options.focal_alpha * one_minus_p**options.focal_gamma * nll
     weight = merged.new_ones(num_classes) if weight is None else weight.to(merged.dtype)
-    smooth = (surprise * weight[:, None, None]).sum(1) / num_classes
+    smooth = (nlls * weight[:, None, None]).sum(1) / num_classes
     return ((1 - options.label_smoothing) * weight[own] * nll + options.label_smoothing * smooth).clamp(min=0)
 
 
@@ -80,9 +80,9 @@ def local_loss(
     logits = logits.to(loss_dtype(logits))
     if logits.shape[2:] != labels.shape[1:]:
         logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=options.align_corners)
-    cost = local_cost(merge(logits, labels, options), labels, weight, options)
-    cost = torch.where(labels == INVALID, torch.nan, cost)
-    return torch.where(centre_mask(labels, options.stride), cost, 0)
+    losses = pixel_loss(merge(logits, labels, options), labels, weight, options)
+    losses = torch.where(labels == INVALID, torch.nan, losses)
+    return torch.where(centre_mask(labels, options.stride), losses, 0)
 
 
 def local_loss_by_image(

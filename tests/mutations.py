@@ -421,7 +421,7 @@ MUTATIONS = [
     ),
     Mutation(
         "no huge pages",
-        "lal_triton/cpu/pages.py",
+        "lal_triton/cpu/memory.py",
         "size < LARGE_BYTES",
         "size > LARGE_BYTES",
         "tests/test_cpu.py -k huge",
@@ -464,19 +464,21 @@ MUTATIONS = [
     ),
     Mutation(
         "own class forgotten",
-        "lal_triton/cpu/cost.py",
+        "lal_triton/cpu/pixel_loss.py",
         "where(label == c, broadcast(0, f) - own, load(f, (c, i), f) * scale)",
         "load(f, (c, i), f) * scale",
         CPU,
     ),
     Mutation(
         "focal slope without its second term, cpu",
-        "lal_triton/cpu/cost.py",
-        "power * (one + gamma * (one - miss) * ratio)",
+        "lal_triton/cpu/pixel_loss.py",
+        "power * (one + gamma * (one - one_minus_p) * ratio)",
         "power",
         CPU,
     ),
-    Mutation("maximum not subtracted, cpu", "lal_triton/cpu/cost.py", "if not settings.bounded:", "if False:", CPU),
+    Mutation(
+        "maximum not subtracted, cpu", "lal_triton/cpu/pixel_loss.py", "if not settings.bounded:", "if False:", CPU
+    ),
     Mutation(
         "loss of certain pixels rounded to 0",
         "lal_triton/cpu/elementary.py",

@@ -66,10 +66,10 @@ def make_gradient(labels):
     return torch.rand(labels.shape, generator=torch.Generator().manual_seed(7)).to(labels.device) - 0.3
 
 
-def evaluate(logits, labels, options, weight=None, gradient=None, keep=True):
+def evaluate(logits, labels, options, weight=None, gradient=None, saves_exp=True):
     """The map of losses and the gradient of the logits; the encoded labels are a target whose ignore_index is VOID."""
     gradient = make_gradient(labels) if gradient is None else gradient
-    plan = Plan(logits, labels, weight, None, options, MAP, keep)
+    plan = Plan(logits, labels, weight, None, options, MAP, saves_exp)
     losses, saved = plan.forward(logits, labels, weight, None)
     return losses, plan.backward(gradient, logits, weight, None, saved)
 
@@ -82,8 +82,8 @@ def evaluate_reference(logits, labels, options, weight=None, gradient=None, dtyp
     return losses.detach(), logits.grad
 
 
-def check(logits, labels, options, weight=None, gradient=None, keep=True):
-    actual = evaluate(logits, labels, options, weight, gradient, keep)
+def check(logits, labels, options, weight=None, gradient=None, saves_exp=True):
+    actual = evaluate(logits, labels, options, weight, gradient, saves_exp)
     eager = evaluate_reference(logits, labels, options, weight, gradient, dtype=torch.float32)
     oracle = evaluate_reference(logits, labels, options, weight, gradient)
     assert actual[0].dtype == torch.float32
@@ -104,14 +104,14 @@ def test_pinned_configurations(kernel_size):
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, (3, 5)])
 def test_merging_again(kernel_size):
     logits = make_logits(images=1, height=6)
-    check(logits, make_labels(logits), lal(kernel_size=kernel_size), keep=False)
+    check(logits, make_labels(logits), lal(kernel_size=kernel_size), saves_exp=False)
 
 
 @pytest.mark.parametrize("kernel_size", [3, (1, 5)])
-@pytest.mark.parametrize("keep", [True, False])
-def test_interior_tiles(small_tiles, kernel_size, keep):
+@pytest.mark.parametrize("saves_exp", [True, False])
+def test_interior_tiles(small_tiles, kernel_size, saves_exp):
     logits = make_logits(images=1, classes=2, height=6, width=10)
-    check(logits, make_labels(logits), lal(kernel_size=kernel_size, eps=0.1), keep=keep)
+    check(logits, make_labels(logits), lal(kernel_size=kernel_size, eps=0.1), saves_exp=saves_exp)
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(4, torch.float32), (5, torch.float32), (3, torch.float16)])
@@ -141,7 +141,7 @@ def test_all_strips_give_the_same_bits(options):
 def test_keeping_and_merging_again_agree():
     logits = make_logits()
     labels = make_labels(logits)
-    kept, merged_again = (evaluate(logits, labels, lal(), keep=keep) for keep in (True, False))
+    kept, merged_again = (evaluate(logits, labels, lal(), saves_exp=saves_exp) for saves_exp in (True, False))
     assert torch.equal(kept[0], merged_again[0])
     torch.testing.assert_close(kept[1], merged_again[1], rtol=1e-6, atol=1e-7)
 
@@ -303,11 +303,11 @@ def test_layouts(layout, dtype):
 def test_images_in_groups(monkeypatch, dtype):
     logits = make_logits(images=3, height=3, width=4, dtype=dtype)
     labels = make_labels(logits)
-    whole = check(logits, labels, lal(), keep=False)
+    whole = check(logits, labels, lal(), saves_exp=False)
     for images in (0, 2):
         monkeypatch.setattr(configs, "SCRATCH_BYTES", images * 4 * logits[0].numel())
         steps.clear()
-        grouped = evaluate(logits, labels, lal(), keep=False)
+        grouped = evaluate(logits, labels, lal(), saves_exp=False)
         assert torch.equal(grouped[1], whole[1])
 
 

@@ -194,8 +194,8 @@ def _bytes_with_classes(launch: Launch, tensors: dict[str, torch.Tensor], classe
         if name == "parts_ptr":
             across = given["axis_x"].tiles if "axis_x" in given else -(-given["W"] // given["TX"])
             images = len(given["source_ptr"])
-            slots = images * given["tiles_y"] * across * given["span_y"] * given["span_x"]
-            yield slots * (classes + 4 * given["NORMALIZE"]) * tensor.element_size()
+            points = images * given["tiles_y"] * across * given["span_y"] * given["span_x"]
+            yield points * (classes + 4 * given["NORMALIZE"]) * tensor.element_size()
         elif classes in tensor.shape[1::2]:
             share = _share_of_rows(given) if given.get("MOMENTS", True) else 1 / classes  # the label's own logit alone
             yield share * tensor.numel() * tensor.element_size()

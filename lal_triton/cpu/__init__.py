@@ -14,6 +14,6 @@ elementary.py exp and log
 vectors.py    columns side by side as one value, which the stages compute with
 rows.py       loops over rows
 bands.py      which rows are a band, and the threads that take them
-pages.py      memory in huge pages
+memory.py     memory for rows, and huge pages for gradients
 compiling.py  where compiled functions are kept
 """

@@ -12,7 +12,7 @@ from torch import Tensor
 from lal_triton.bilinear import Axis
 from lal_triton.cpu.bands import Bands, run
 from lal_triton.cpu.logits import Tables
-from lal_triton.cpu.pages import advise_huge
+from lal_triton.cpu.memory import advise_huge
 from lal_triton.cpu.sweep import Settings, make_workspace, sweep
 from lal_triton.cpu.window import Window
 from lal_triton.labels import INVALID, centre_mask

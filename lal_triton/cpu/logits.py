@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from lal_triton.cpu.compiling import inlined
-from lal_triton.cpu.rows import fill, zeros
+from lal_triton.cpu.memory import zeros
+from lal_triton.cpu.rows import fill
 from lal_triton.cpu.vectors import broadcast, lanes, load, prefetch, store, where
 
 

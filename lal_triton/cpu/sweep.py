@@ -13,9 +13,10 @@ import torch
 
 from lal_triton.cpu import logits
 from lal_triton.cpu.compiling import compiled, inlined
-from lal_triton.cpu.cost import COEFFICIENT, LOSS, PLANES, cost, differentiate, exponentiate, sum_of
+from lal_triton.cpu.memory import zeros
+from lal_triton.cpu.pixel_loss import COEFFICIENT, LOSS, PLANES, differentiate, exponentiate, pixel_loss, sum_of
 from lal_triton.cpu.powers import largest_loss, weigh
-from lal_triton.cpu.rows import fill, shrink, zeros
+from lal_triton.cpu.rows import fill, shrink
 from lal_triton.cpu.score import score, score_large, unscore
 from lal_triton.cpu.vectors import BYTES, broadcast, lanes, load
 from lal_triton.cpu.window import Taps, find_taps, make_taps, merge
@@ -130,7 +131,7 @@ def losses_of_pair(rings, m, window, taps, class_weight, whole, settings, f, inv
             exponentiate(f[n], i, rings.labels[(m + n) % len(rings.labels)], border, class_weight, settings, planes[n])
     for n in range(2):
         labels = rings.labels[(m + n) % len(rings.labels)]
-        cost(labels[border : border + width], class_weight, whole, settings, planes[n])
+        pixel_loss(labels[border : border + width], class_weight, whole, settings, planes[n])
 
 
 @compiled

@@ -22,7 +22,8 @@ def prepare(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encoded labels, omega, and each image's sum of omega; ValueError as `validation.check_values` raises it."""
-    validation.check_weight_values("weight", weight)
+    if weight is not None:
+        validation.check_weight_values("weight", weight)
     labels, omega = torch.empty(target.shape, dtype=torch.int32), torch.empty(target.shape, dtype=dtype)
     images, height, _ = target.shape
     none = np.empty(0, np.float64 if dtype == torch.float64 else np.float32)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lal_triton.cpu.compiling import inlined
-from lal_triton.cpu.rows import zeros
+from lal_triton.cpu.memory import zeros
 from lal_triton.cpu.vectors import broadcast, lanes, load, slide, store, where
 
 

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The local cost (Eq. 3-4) of a row of merged logits `f` `[C, W]`, and its gradient."""
+"""The loss (Eq. 3-4) of the pixels of a row of merged logits `f` `[C, W]`, and its gradient."""
 
 from lal_triton.cpu.compiling import inlined
 from lal_triton.cpu.elementary import exp, log_of_sum
@@ -50,7 +50,7 @@ def clamp(x, low):
 
 
 @inlined
-def cost(labels, weight, whole, settings, planes):
+def pixel_loss(labels, weight, whole, settings, planes):
     """The losses and their slopes, dL/df = slope (softmax - onehot) + smoothing / C (whole softmax - weight).
 
     labels: `[W]`; weight: `[C]`, with the sum `whole`.
@@ -65,11 +65,11 @@ def cost(labels, weight, whole, settings, planes):
         alpha, gamma = settings.alpha, settings.gamma
         for i in range(len(losses)):
             nll = losses[i]
-            miss = others[i] / (others[i] + odds[i])
-            ratio = nll / miss if miss > zero else one
-            power = alpha * miss**gamma
+            one_minus_p = others[i] / (others[i] + odds[i])
+            ratio = nll / one_minus_p if one_minus_p > zero else one
+            power = alpha * one_minus_p**gamma
             losses[i] = power * nll
-            slope[i] = power * (one + gamma * (one - miss) * ratio)
+            slope[i] = power * (one + gamma * (one - one_minus_p) * ratio)
         return
     for i in range(len(labels)):
         slope[i] = (one - smoothing) * weight[max(labels[i], 0)]
@@ -92,7 +92,7 @@ def sum_of(weight):
 
 @inlined
 def differentiate(f, i, labels, border, weight, smoothing, whole, planes, g):
-    """The gradient of coefficient x L by the merged logits, to `g` `[C, border + W + border]`, after `cost`.
+    """The gradient of coefficient x L by the merged logits, to `g` `[C, border + W + border]`, after `pixel_loss`.
 
     whole: the sum of the class weights.
     """
