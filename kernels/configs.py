@@ -1,17 +1,15 @@
 """Launch configurations: which one a launch takes, and what is fixed by the kernels' design.
 
-What is tunable is named by a `Setting` and found, in this order, among those forced by `forcing`, in the cache of tuned
-ones (`lal_triton.tuning_cache`), by tuning it if LAL_TRITON_AUTOTUNE=1, and in `pinned.json`: the first of its rules
-that fits. All configurations of a setting compute the same; those of the first four families, for equal `groups`, the
-same bits.
+What is tunable is named by a `Setting` and found, in this order, among those forced by `forcing`, by the `sources`, and
+in `pinned.json`: the first of its rules that fits. All configurations of a setting compute the same; those of the first
+four families, for equal `groups`, the same bits.
 """
 
 import contextlib
 import functools
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,19 +87,18 @@ def asking() -> Iterator[dict[Setting, None]]:
         _asked = before
 
 
-def find(setting: Setting, device: torch.device) -> Config:
-    from lal_triton import tuning_cache
+sources: list[Callable[[Setting, torch.device], Config | None]] = []  # asked in order; None: the next one is asked
 
+
+def find(setting: Setting, device: torch.device) -> Config:
     if _asked is not None:
         _asked[setting] = None
     if setting.family in _forced:
         return _forced[setting.family]
-    tuned = tuning_cache.lookup(setting, device)
-    if tuned is None and os.environ.get("LAL_TRITON_AUTOTUNE") == "1":
-        from lal_triton import tuning
-
-        tuned = tuning.tune_once(setting, device)
-    return tuned or pinned(setting, device_class(device))
+    for source in sources:
+        if config := source(setting, device):
+            return config
+    return pinned(setting, device_class(device))
 
 
 def pinned(setting: Setting, device_class: str) -> Config:

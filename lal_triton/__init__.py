@@ -9,7 +9,7 @@ from lal_triton import functional
 from lal_triton.modules import CenterLoss, CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss
 
 if TYPE_CHECKING:
-    from lal_triton.tuning import tune
+    from lal_triton.tuning.search import tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "tune":
-        from lal_triton.tuning import tune
+        from lal_triton.tuning.search import tune
 
         return tune
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -254,9 +254,9 @@ def run_tune(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run and not torch.cuda.is_available():
         print("lal-triton: error: PyTorch finds no GPU to tune for; --dry-run rehearses without one", file=sys.stderr)
         return 1
-    from lal_triton import tuning
+    from lal_triton.tuning import search
 
-    results = tuning.tune(
+    results = search.tune(
         arguments.kernel_size or ([3] if arguments.dry_run else [3, 5, 7]),
         arguments.shape or TUNED_SHAPE[arguments.dry_run],
         [DTYPES[name] for name in arguments.dtype],
@@ -264,7 +264,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
         "cpu" if arguments.dry_run else "cuda",
         cache_dir=arguments.cache_dir,
     )
-    print(tuning.format_table(results))
+    print(search.format_table(results))
     print(f"\nwrote {results[0].file or 'nothing'}")
     return 0
 

@@ -11,11 +11,14 @@ from torch import Tensor
 from lal_triton import derivatives, max_pooling, pooling, reference, steps, subclasses, validation
 from lal_triton.cpu import op as cpu_op
 from lal_triton.dispatch import backend_for
+from lal_triton.kernels import configs
 from lal_triton.kernels import op as triton_op
-from lal_triton.kernels.configs import upsampling_is_served
 from lal_triton.labels import centre_mask
 from lal_triton.options import Pooling, Request, loss_dtype
+from lal_triton.tuning import choice
 from lal_triton.weighing import weigh
+
+configs.sources.append(choice.tuned)
 
 Step = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 LocalStep = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # of logits, target, labels and class weights
@@ -64,7 +67,7 @@ def prepare(
     warn_of_classes(logits.shape[1], options.normalize, request.ignore_index, stacklevel=7)
     backend = backend_for(backend, logits)
     if backend == "triton":
-        if logits.shape[2:] != size and not upsampling_is_served(logits.shape[2:], size, options):
+        if logits.shape[2:] != size and not configs.upsampling_is_served(logits.shape[2:], size, options):
             return functools.partial(_interpolate_first, request, size)
         if reduction != "max_pooling" and request.process_group is None:
             name = request.pool if reduction == "minkowski" else reduction

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lal_triton.tuning_space import SMALL_SPILL
+from lal_triton.tuning.candidates import SMALL_SPILL
 
 # By kernel: of a step that keeps what the backward needs, or of one that merges again.
 KERNELS = {"local_loss_fwd": {}, "local_cost_bwd": {"default": False}, "merge_bwd": {}}

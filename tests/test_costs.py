@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from lal_triton import cli
 from lal_triton.benchmarks.cost_model import model, table
-from lal_triton.tuning_space import SMALL_SPILL
+from lal_triton.tuning.candidates import SMALL_SPILL
 
 BASELINE = Path(__file__).parent / "data" / "costs.json"
 COUNTED = ("loads_per_pixel_class", "instructions_per_pixel_class")

@@ -4,7 +4,9 @@ import itertools
 import json
 import math
 import multiprocessing
-import threading
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -12,10 +14,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lal_triton
-from lal_triton import cli, tuning, tuning_cache, tuning_space
+from lal_triton import cli
 from lal_triton.kernels import configs
 from lal_triton.kernels.configs import FAMILIES, Setting
-from lal_triton.tuning_cache import Entry
+from lal_triton.tuning import cache, candidates, choice, search
+from lal_triton.tuning.cache import Entry
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 SETTING = Setting("local_loss_fwd", (3, 3), "float32", 32, 1)
@@ -34,14 +37,14 @@ def folder(tmp_path, monkeypatch):
     """A cache folder of the test's own, of which nothing is known."""
     monkeypatch.setenv("LAL_TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("LAL_TRITON_AUTOTUNE", raising=False)
-    monkeypatch.setattr(tuning_cache, "_files", {})
-    monkeypatch.setattr(tuning_cache, "_warned", set())
-    monkeypatch.setattr(tuning, "_settled", set())
+    monkeypatch.setattr(cache, "_files", {})
+    monkeypatch.setattr(cache, "_warned", set())
+    monkeypatch.setattr(choice, "_searched", set())
     return tmp_path / "cache"
 
 
 def start_next_process():
-    tuning_cache._files.clear()
+    cache._files.clear()
 
 
 # The search space and the pinned configurations.
@@ -57,14 +60,14 @@ def test_each_setting_has_a_pinned_configuration_that_is_a_candidate():
     for setting in settings():
         pinned = configs.pinned(setting, "sm_90")
         assert set(pinned) == set(FAMILIES[setting.family])
-        assert pinned in tuning_space.candidates(setting)
+        assert pinned in candidates.candidates(setting)
 
 
 def test_candidates_keep_the_weights_in_registers_and_the_programs_small():
     for setting in settings():
-        candidates = tuning_space.candidates(setting)
-        assert len({tuple(sorted(config.items())) for config in candidates}) == len(candidates)
-        for config in candidates:
+        found = candidates.candidates(setting)
+        assert len({tuple(sorted(config.items())) for config in found}) == len(found)
+        for config in found:
             if "rows" in config:
                 assert config["rows"] == 1 or config["rows"] * math.prod(setting.kernel_size) < 100
                 assert 64 <= config["columns"] * config["strips"] * config.get("groups", 1) <= 256
@@ -75,20 +78,20 @@ def test_candidates_keep_the_weights_in_registers_and_the_programs_small():
 
 def test_what_is_stored_is_found_also_by_the_next_process(folder):
     other = SETTING._replace(dtype="bfloat16")
-    assert tuning_cache.lookup(SETTING, CPU) is None
-    path = tuning_cache.store([entry()], CPU)
+    assert cache.lookup(SETTING, CPU) is None
+    path = cache.store(entry(), CPU)
     assert path.parent == folder
     for _ in range(2):
-        assert tuning_cache.lookup(SETTING, CPU) == CONFIG
-        assert tuning_cache.lookup(other, CPU) is None
+        assert cache.lookup(SETTING, CPU) == CONFIG
+        assert cache.lookup(other, CPU) is None
         start_next_process()
-    tuning_cache.store([entry(other)], CPU)
+    cache.store(entry(other), CPU)
     start_next_process()
-    assert tuning_cache.lookup(SETTING, CPU) == tuning_cache.lookup(other, CPU) == CONFIG
+    assert cache.lookup(SETTING, CPU) == cache.lookup(other, CPU) == CONFIG
 
 
 def test_the_file_is_readable_and_names_device_and_versions():
-    path = tuning_cache.store([entry()], CPU)
+    path = cache.store(entry(), CPU)
     content = json.loads(path.read_text())
     assert content["device"] == "cpu"
     assert content["versions"]["torch"] == torch.__version__
@@ -107,35 +110,35 @@ def test_the_file_is_readable_and_names_device_and_versions():
 
 def test_nothing_is_read_twice(monkeypatch):
     reads = []
-    monkeypatch.setattr(tuning_cache, "_read", lambda path: reads.append(path) or {})
+    monkeypatch.setattr(cache, "_read", lambda path: reads.append(path) or {})
     for _ in range(3):
-        tuning_cache.lookup(SETTING, CPU)
+        cache.lookup(SETTING, CPU)
     assert len(reads) == 1
 
 
 def test_devices_and_versions_have_files_of_their_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    assert tuning_cache.file_for(GPU).name.startswith("nvidia-h100-80gb-hbm3_")
-    tuning_cache.store([entry()], GPU)
-    assert tuning_cache.lookup(SETTING, GPU) == CONFIG
-    assert tuning_cache.lookup(SETTING, CPU) is None
-    assert tuning_cache.lookup(SETTING, torch.device("meta")) is None
-    monkeypatch.setattr(tuning_cache, "_versions", lambda: (("lal_triton", "9.9"),))
-    assert tuning_cache.lookup(SETTING, GPU) is None
+    assert cache.file_for(GPU).name.startswith("nvidia-h100-80gb-hbm3_")
+    cache.store(entry(), GPU)
+    assert cache.lookup(SETTING, GPU) == CONFIG
+    assert cache.lookup(SETTING, CPU) is None
+    assert cache.lookup(SETTING, torch.device("meta")) is None
+    monkeypatch.setattr(cache, "_versions", lambda: {"lal_triton": "9.9"})
+    assert cache.lookup(SETTING, GPU) is None
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: "[1]"])
 def test_a_corrupt_file_counts_as_empty_with_one_warning_and_is_replaced(damage):
-    path = tuning_cache.store([entry()], CPU)
+    path = cache.store(entry(), CPU)
     path.write_text(damage(path.read_text()))
     start_next_process()
     with pytest.warns(RuntimeWarning, match="could not be read"):
-        assert tuning_cache.lookup(SETTING, CPU) is None
+        assert cache.lookup(SETTING, CPU) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tuning_cache.store([entry(config={**CONFIG, "rows": 2})], CPU)
+        cache.store(entry(config={**CONFIG, "rows": 2}), CPU)
     start_next_process()
-    assert tuning_cache.lookup(SETTING, CPU) == {**CONFIG, "rows": 2}
+    assert cache.lookup(SETTING, CPU) == {**CONFIG, "rows": 2}
 
 
 @pytest.mark.parametrize(
@@ -160,30 +163,31 @@ def test_a_corrupt_file_counts_as_empty_with_one_warning_and_is_replaced(damage)
 )
 def test_entries_that_are_none_are_ignored(change):
     good = SETTING._replace(dtype="float16")
-    path = tuning_cache.store([entry(), entry(good)], CPU)
+    for each in (entry(), entry(good)):
+        path = cache.store(each, CPU)
     content = json.loads(path.read_text())
     assert content["entries"][1]["dtype"] == "float32"
     content["entries"][1].update(change)
     path.write_text(json.dumps(content))
     start_next_process()
-    assert tuning_cache.lookup(good, CPU) == CONFIG
-    assert list(tuning_cache._files[path]) == [good]
+    assert cache.lookup(good, CPU) == CONFIG
+    assert list(cache._files[path]) == [good]
 
 
 def test_without_a_folder_to_write_it_lasts_as_long_as_the_process(folder):
     folder.write_text("a file")
     with pytest.warns(RuntimeWarning, match="could not be written"):
-        assert tuning_cache.store([entry()], CPU) is None
+        assert cache.store(entry(), CPU) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tuning_cache.store([entry(SETTING._replace(ratio=4))], CPU) is None
-    assert tuning_cache.lookup(SETTING, CPU) == tuning_cache.lookup(SETTING._replace(ratio=4), CPU) == CONFIG
+        assert cache.store(entry(SETTING._replace(ratio=4)), CPU) is None
+    assert cache.lookup(SETTING, CPU) == cache.lookup(SETTING._replace(ratio=4), CPU) == CONFIG
 
 
 def store_some(first, barrier):
     barrier.wait()
     for ratio in range(first, first + 10):
-        tuning_cache.store([entry(SETTING._replace(ratio=ratio))], CPU)
+        cache.store(entry(SETTING._replace(ratio=ratio)), CPU)
 
 
 def test_processes_that_store_at_the_same_time_lose_nothing(folder):
@@ -195,14 +199,14 @@ def test_processes_that_store_at_the_same_time_lose_nothing(folder):
     for child in children:
         child.join()
     assert [child.exitcode for child in children] == [0] * 6
-    assert all(tuning_cache.lookup(SETTING._replace(ratio=ratio), CPU) == CONFIG for ratio in range(60))
+    assert all(cache.lookup(SETTING._replace(ratio=ratio), CPU) == CONFIG for ratio in range(60))
     assert {path.suffix for path in folder.iterdir()} == {".json", ".lock"}
 
 
 def test_what_is_forced_comes_before_the_cache_and_that_before_what_is_pinned():
     pinned = configs.pinned(SETTING, "any")
     assert configs.find(SETTING, CPU) == pinned != CONFIG
-    tuning_cache.store([entry()], CPU)
+    cache.store(entry(), CPU)
     assert configs.find(SETTING, CPU) == CONFIG
     forced = {**CONFIG, "rows": 1}
     with configs.forcing({SETTING.family: forced}):
@@ -218,12 +222,12 @@ def test_the_default_stays_unless_another_is_faster_by_more_than_the_scatter():
     slightly = [0.99, 1.01, 0.97, 1.03, 0.95]
     clearly = [0.90, 0.91, 0.89, 0.90, 0.90]
     erratic = [0.50, 0.10, 1.90, 0.20, 2.00]
-    assert tuning.choose([default]) == 0
-    assert tuning.choose([default, slightly]) == 0
-    assert tuning.choose([default, erratic]) == 0
-    assert tuning.choose([default, slightly, clearly, erratic]) == 2
-    assert tuning.choose([[math.inf] * 5, clearly]) == 1
-    assert tuning.choose([default, [math.inf] * 5]) == 0
+    assert search.choose([default]) == 0
+    assert search.choose([default, slightly]) == 0
+    assert search.choose([default, erratic]) == 0
+    assert search.choose([default, slightly, clearly, erratic]) == 2
+    assert search.choose([[math.inf] * 5, clearly]) == 1
+    assert search.choose([default, [math.inf] * 5]) == 0
 
 
 @pytest.mark.parametrize(
@@ -240,23 +244,44 @@ def test_the_default_stays_unless_another_is_faster_by_more_than_the_scatter():
 )
 def test_what_the_resource_report_drops(change, affordable):
     report = {"registers": 255, "threads": 256, "spill_bytes": 0, "shared_bytes": 0, **change}
-    assert tuning_space.is_affordable(report, tuning_space.Target.of(CPU)) == affordable
+    assert candidates.is_affordable(report, candidates.Target.of("cpu")) == affordable
 
 
 def test_the_compiler_reports_what_spills():
-    """In a process of its own, since this one may be interpreting."""
-    problem = tuning_space.Problem.of(3, (1, 3, 16, 16), torch.float32, 1)
-    target = tuning_space.Target.of(CPU)
+    """In processes of its own, since this one may be interpreting."""
+    problem = candidates.Problem.of(3, (1, 3, 16, 16), torch.float32, 1)
+    target = candidates.Target.of("cpu")
     forced = [{"rows": 2, "columns": 64, "strips": 2}, {"rows": 4, "columns": 256, "strips": 4}]
-    jobs = [("local_loss_fwd", {"local_loss_fwd": config}) for config in forced]
-    advanced = []
-    reports = tuning_space.compile_candidates(problem, jobs, target, lambda: advanced.append(1))
-    (fits,), (spills,) = reports
-    assert tuning_space.is_affordable(fits, target)
+    each = [{"local_loss_fwd": config} for config in forced]
+    with candidates.start_compilers() as compilers:
+        (fits,), (spills,) = candidates.compile_candidates(compilers, problem, target, "local_loss_fwd", each)
+    assert candidates.is_affordable(fits, target)
     assert fits["threads"] == 128
     assert spills["spill_bytes"] > 0
     assert spills["threads"] == 1024
-    assert len(advanced) == 2
+
+
+SCRIPT = """
+import lal_triton
+from lal_triton.tuning import search
+
+search.REHEARSED = 2
+print([result.setting.family for result in lal_triton.tune(1, (1, 3, 4, 4), device="cpu")])
+"""
+
+
+@without_gpu
+@pytest.mark.parametrize("way", ["file", "command", "input"])
+def test_a_script_without_a_guard_tunes(tmp_path, way):
+    """The processes that compile do not run it again."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments = {"file": [str(tmp_path / "script.py")], "command": ["-c", SCRIPT], "input": ["-"]}[way]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], input=SCRIPT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['prepare', 'local_loss_fwd', 'local_cost_bwd']\n"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +293,7 @@ def test_the_compiler_reports_what_spills():
     ],
 )
 def test_tuned_is_what_a_step_asks_for(kernel_size, ratio, families):
-    problem = tuning_space.Problem.of(kernel_size, (1, 40, 64, 64), torch.bfloat16, ratio)
+    problem = candidates.Problem.of(kernel_size, (1, 40, 64, 64), torch.bfloat16, ratio)
     settings = problem.settings()
     assert [setting.family for setting in settings] == families
     assert {setting[1:4] for setting in settings if setting.family != "step"} == {((kernel_size,) * 2, "bfloat16", 64)}
@@ -284,12 +309,11 @@ def searches(monkeypatch):
 
     def tune(kernel_size, shape, dtype, ratio, device):
         calls.append((kernel_size, shape, dtype, ratio))
-        with tuning._busy:
-            assert configs.find(SETTING, GPU) == configs.pinned(SETTING, "sm_90")
-            tuning_cache.store([entry()], device)
+        assert configs.find(SETTING, GPU) == configs.pinned(SETTING, "sm_90")
+        cache.store(entry(), device)
 
     monkeypatch.setenv("LAL_TRITON_AUTOTUNE", "1")
-    monkeypatch.setattr(tuning, "tune", tune)
+    monkeypatch.setattr(search, "tune", tune)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "imagined")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(configs, "device_class", lambda device: "sm_90")
@@ -306,7 +330,7 @@ def test_an_untuned_setting_is_tuned_once(searches):
 
 
 def test_what_the_cache_holds_is_not_tuned(searches):
-    tuning_cache.store([entry()], GPU)
+    cache.store(entry(), GPU)
     assert configs.find(SETTING, GPU) == CONFIG
     assert not searches
 
@@ -358,21 +382,34 @@ def test_tracing_postpones_tuning(searches):
     assert configs.find(SETTING, GPU) == CONFIG
 
 
-def test_tuning_has_a_thread_of_its_own_where_autograd_is_on(searches, monkeypatch):
-    modes = []
-    monkeypatch.setattr(tuning, "tune", lambda *_: modes.append((threading.current_thread(), torch.is_grad_enabled())))
-    with torch.no_grad():
-        configs.find(SETTING, GPU)
-    [(thread, grad)] = modes
-    assert grad
-    assert thread is not threading.current_thread()
+@torch.library.custom_op("lal_triton_tests::call", mutates_args=())
+def call_in_an_op(key: int) -> torch.Tensor:
+    return torch.tensor(CALLED[key]())
+
+
+CALLED = {}
+
+
+@without_gpu
+@pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+def test_a_search_needs_no_autograd(monkeypatch, reported, inside):
+    """An op, in which a compiled step is prepared, is below autograd."""
+    monkeypatch.setattr(search, "REHEARSED", 2)
+
+    def count():
+        return len(lal_triton.tune(1, (1, 3, 4, 4), torch.bfloat16, device="cpu"))
+
+    monkeypatch.setitem(CALLED, 0, count)
+    with inside():
+        assert count() == 3
+        assert call_in_an_op(0) == 3
 
 
 def test_a_search_that_fails_is_a_warning(monkeypatch, searches):
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(tuning, "tune", out_of_memory)
+    monkeypatch.setattr(search, "tune", out_of_memory)
     with pytest.warns(RuntimeWarning, match="the default stays.*OutOfMemoryError: no memory"):
         assert configs.find(SETTING, GPU) == configs.pinned(SETTING, "sm_90")
 
@@ -404,7 +441,7 @@ def test_tune_without_a_gpu(capsys):
     ],
 )
 def test_errors_come_before_anything_is_tuned(monkeypatch, arguments, error, message):
-    monkeypatch.setattr(tuning, "_tune_problem", lambda *_: pytest.fail("tuned"))
+    monkeypatch.setattr(search, "_tune_problem", lambda *_: pytest.fail("tuned"))
     with pytest.raises(error, match=message):
         lal_triton.tune(**{"shape": (1, 3, 16, 16), "device": "cpu", **arguments})
 
@@ -412,12 +449,12 @@ def test_errors_come_before_anything_is_tuned(monkeypatch, arguments, error, mes
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_first_use_tunes(folder, monkeypatch):
     monkeypatch.setenv("LAL_TRITON_AUTOTUNE", "1")
-    every = tuning_space.candidates
-    monkeypatch.setattr(tuning, "candidates", lambda setting: every(setting)[:2])
+    every = candidates.candidates
+    monkeypatch.setattr(search, "candidates", lambda setting: every(setting)[:2])
     logits = torch.randn(1, 5, 32, 32, device="cuda", requires_grad=True)
     target = torch.zeros(1, 32, 32, dtype=torch.long, device="cuda")
     lal_triton.functional.cross_entropy(logits, target).backward()
-    stored = json.loads(tuning_cache.file_for(logits.device).read_text())["entries"]
+    stored = json.loads(cache.file_for(logits.device).read_text())["entries"]
     assert {entry["family"] for entry in stored} == {"prepare", "local_loss_fwd", "local_cost_bwd"}
     assert all(0 < entry["milliseconds"] <= entry["default_milliseconds"] < 1e3 for entry in stored)
 
@@ -427,29 +464,29 @@ def reported(monkeypatch):
     """What the compiler would say of a configuration, by its rows; nothing is compiled."""
     reports = {}
 
-    def compile_candidates(problem, jobs, target, advance):
+    def compile_candidates(compilers, problem, target, family, each):
         plain = {"registers": 64, "threads": 128, "spill_bytes": 0, "shared_bytes": 0}
-        return [[{**plain, **reports.get(forced[family].get("rows"), {})}] for family, forced in jobs]
+        return [[{**plain, **reports.get(forced[family].get("rows"), {})}] for forced in each]
 
-    monkeypatch.setattr(tuning, "compile_candidates", compile_candidates)
+    monkeypatch.setattr(search, "compile_candidates", compile_candidates)
     return reports
 
 
 @without_gpu
 def test_a_candidate_that_spills_is_never_launched(monkeypatch, reported):
-    candidates = [{"rows": rows, "columns": 32, "strips": 2} for rows in (1, 2, 4)]
+    tried = [{"rows": rows, "columns": 32, "strips": 2} for rows in (1, 2, 4)]
     pinned = {"rows": 8, "columns": 32, "strips": 2}
     monkeypatch.setattr(configs, "pinned", lambda setting, device_class: pinned)
-    monkeypatch.setattr(tuning, "candidates", lambda setting: candidates)
+    monkeypatch.setattr(search, "candidates", lambda setting: tried)
     launched = []
 
-    def measure(self, phase, forced, repeat_ms):
-        launched.append(forced["local_loss_fwd"]["rows"])
+    def measure(self, config, repeat_ms):
+        launched.append(config["rows"])
         return float(launched[-1])
 
-    monkeypatch.setattr(tuning.Race, "measure", measure)
-    monkeypatch.setattr(tuning, "REHEARSED", 9)
-    monkeypatch.setattr(tuning_space.Problem, "settings", lambda self: {SETTING: {}})
+    monkeypatch.setattr(search.Race, "measure", measure)
+    monkeypatch.setattr(search, "REHEARSED", 9)
+    monkeypatch.setattr(candidates.Problem, "settings", lambda self: [SETTING])
 
     def tuned_rows():
         launched.clear()
@@ -469,9 +506,9 @@ def test_a_candidate_that_spills_is_never_launched(monkeypatch, reported):
 
 @without_gpu
 def test_a_dry_run_searches_every_family_and_writes_what_is_then_used(tmp_path, monkeypatch, capsys, reported):
-    monkeypatch.setattr(tuning, "REHEARSED", 2)
+    monkeypatch.setattr(search, "REHEARSED", 2)
     clock = itertools.count(1000, -1)  # the later, the faster
-    monkeypatch.setattr(tuning.Race, "measure", time_backwards(tuning.Race.measure, clock))
+    monkeypatch.setattr(search.Race, "measure", time_backwards(search.Race.measure, clock))
     command = "tune --dry-run --kernel-size 3 --shape 1 3 5 6 --cache-dir"
     assert cli.main([*command.split(), str(tmp_path)]) == 0
     [path] = tmp_path.glob("*.json")
@@ -508,8 +545,8 @@ def test_a_dry_run_is_interpreted_by_a_process_of_its_own(monkeypatch):
 
 @without_gpu
 def test_a_dry_run_without_a_folder_writes_nothing(folder, capsys, monkeypatch):
-    result = tuning.Result(SETTING, CONFIG, {**CONFIG, "rows": 8}, 1.5, 3.0, 12, 2)
-    monkeypatch.setattr(tuning, "_tune_problem", lambda *_: [result])
+    result = search.Result(SETTING, CONFIG, {**CONFIG, "rows": 8}, 1.5, 3.0, 12, 2)
+    monkeypatch.setattr(search, "_tune_problem", lambda *_: [result])
     assert cli.main(["tune", "--dry-run", "--kernel-size", "3"]) == 0
     assert not folder.exists()
     printed = " ".join(capsys.readouterr().out.split())

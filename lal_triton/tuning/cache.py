@@ -8,28 +8,19 @@ be read counts as empty, and what cannot be written is kept in memory.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.metadata
 import json
 import os
 import re
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from lal_triton import versions
 from lal_triton.kernels.configs import FAMILIES, Config, Setting
-
-try:
-    import fcntl
-except ImportError:  # on Windows, where of two writers that meet one may lose its entries, but never the file
-    fcntl = None  # type: ignore[assignment]
-
-TRITON_DISTRIBUTIONS = ("triton", "triton-rocm", "pytorch-triton-rocm")
 
 
 class Entry(NamedTuple):
@@ -55,61 +46,58 @@ def lookup(setting: Setting, device: torch.device) -> Config | None:
     return None if entry is None else dict(entry.config)
 
 
-def store(entries: Iterable[Entry], device: torch.device, folder: Path | None = None) -> Path | None:
-    """Add or replace entries; the path of the file, None if it could not be written.
+def store(entry: Entry, device: torch.device, folder: Path | None = None) -> Path | None:
+    """Add or replace an entry; the path of the file, None if it could not be written.
 
     Processes that store at the same time lose nothing of one another's.
     """
+    import fcntl  # here: it is not on Windows, where nothing is tuned
+
     path = file_for(device, folder)
-    added = {entry.setting: entry for entry in entries}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
-            merged = {**_read(path), **added}
-            _replace(path, _format(merged.values(), device))
+        with path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            entries = {**_read(path), entry.setting: entry}
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(_format(entries.values(), device), encoding="utf-8")
+            os.replace(temporary, path)
     except OSError as error:
         _warn(path, f"tuned configurations last as long as this process, {path} could not be written: {error}")
-        _files[path] = {**_files.get(path, {}), **added}
+        _files[path] = {**_files.get(path, {}), entry.setting: entry}
         return None
-    _files[path] = merged
+    _files[path] = entries
     return path
 
 
 def file_for(device: torch.device, folder: Path | None = None) -> Path:
     """Where configurations for a device are kept; what is no GPU has a file of its own."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    chosen = folder or os.environ.get("LAL_TRITON_CACHE_DIR") or _default_folder()
-    return Path(chosen) / f"{_slug('_'.join([name, *map('-'.join, _versions())]))}.json"
+    folder = folder or Path(os.environ.get("LAL_TRITON_CACHE_DIR") or _default_folder())
+    name = "_".join([_name(device), *map("-".join, _versions().items())])
+    return folder / f"{re.sub(r'[^a-z0-9._+]+', '-', name.lower())}.json"
 
 
-@functools.cache
 def _default_folder() -> Path:
     import platformdirs  # here: with LAL_TRITON_CACHE_DIR a machine without network can do without
 
     return platformdirs.user_cache_path("lal_triton") / "tuning"
 
 
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 @functools.cache
-def _versions() -> tuple[tuple[str, str], ...]:
+def _versions() -> dict[str, str]:
     import lal_triton
 
-    triton = "none"
-    for distribution in TRITON_DISTRIBUTIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            triton = importlib.metadata.version(distribution)
-            break
-    return ("lal_triton", lal_triton.__version__), ("torch", torch.__version__), ("triton", triton)
-
-
-@functools.cache
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9._+]+", "-", name.lower())
+    triton = versions.installed(*versions.TRITON_DISTRIBUTIONS) or "none"
+    return {"lal_triton": lal_triton.__version__, "torch": torch.__version__, "triton": triton}
 
 
 def _read(path: Path) -> dict[Setting, Entry]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["entries"]
-        entries = [_parse(entry) for entry in found]
+        entries = [_parse(found) for found in json.loads(path.read_text(encoding="utf-8"))["entries"]]
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -123,10 +111,10 @@ def _parse(found: Any) -> Entry | None:
     try:
         height, width = found["kernel_size"]
         setting = Setting(found["family"], (height, width), found["dtype"], found["classes"], found["ratio"])
-        entry = Entry(setting, found["config"], found["milliseconds"], found["default_milliseconds"], found["date"])
+        entry = Entry(setting, *(found[name] for name in Entry._fields[1:]))
         counts = (height, width, setting.classes, setting.ratio, *entry.config.values())
-        known = set(entry.config) == set(FAMILIES[setting.family])
-        valid = known and all(type(count) is int and count >= 0 for count in counts)
+        valid = set(entry.config) == set(FAMILIES[setting.family])
+        valid = valid and all(type(count) is int and count >= 0 for count in counts)
         valid = valid and isinstance(setting.dtype, str) and isinstance(entry.date, str)
         return entry if valid and entry.milliseconds >= 0 and entry.default_milliseconds >= 0 else None
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -135,36 +123,14 @@ def _parse(found: Any) -> Entry | None:
 
 def _format(entries: Iterable[Entry], device: torch.device) -> str:
     """JSON with a line per entry."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    lines = []
-    for entry in sorted(entries, key=lambda entry: entry.setting):
-        fields = entry._asdict()
-        lines.append("  " + json.dumps({**fields.pop("setting")._asdict(), **fields}))
-    head = json.dumps({"device": name, "versions": dict(_versions())}, indent=1)
+    found = [{**entry.setting._asdict(), **entry._asdict()} for entry in sorted(entries)]
+    lines = ["  " + json.dumps({name: fields[name] for name in fields if name != "setting"}) for fields in found]
+    head = json.dumps({"device": _name(device), "versions": _versions()}, indent=1)
     return head.removesuffix("\n}") + ',\n "entries": [\n' + ",\n".join(lines) + "\n ]\n}\n"
 
 
-def _replace(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.close()
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-        yield
-
-
 def _warn(path: Path, message: str) -> None:
+    """Once for a file."""
     if path not in _warned:
         _warned.add(path)
         warnings.warn(message, RuntimeWarning, stacklevel=3)

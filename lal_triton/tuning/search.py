@@ -1,0 +1,214 @@
+"""Search for the fastest launch configurations of the present device.
+
+Per problem (window, dtype, bucket of classes, upsampling ratio) and one kernel family after the other: all candidates
+are compiled; those that spill (more than SMALL_SPILL), or want more registers or shared memory than there are, are
+dropped before anything is launched; the others are timed, each with a cold L2; and the fastest of them are timed
+against the default in turns. The default stays unless another is faster by more than what the times scatter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lal_triton import steps
+from lal_triton.dispatch import choose_backend
+from lal_triton.kernels import configs
+from lal_triton.kernels.configs import Config, Setting
+from lal_triton.tuning import cache
+from lal_triton.tuning.candidates import (
+    Forced,
+    Problem,
+    Target,
+    candidates,
+    compile_candidates,
+    is_affordable,
+    start_compilers,
+)
+
+FINALISTS = 3
+ROUNDS = 7
+QUICK_MS, FINAL_MS = 20, 50  # of repeats, for each time taken
+REHEARSED = 3  # candidates of a family where there is no GPU
+
+
+class Result(NamedTuple):
+    setting: Setting
+    config: Config  # the default where nothing is faster
+    default: Config
+    milliseconds: float  # of the forward, the backward or the step, whichever the family is timed by
+    default_milliseconds: float
+    tried: int
+    pruned: int  # of the tried ones, by the resource report
+    file: Path | None = None  # that holds it
+
+    @property
+    def gain(self) -> float:
+        return self.default_milliseconds / self.milliseconds
+
+
+def tune(
+    kernel_size: int | Sequence[int | tuple[int, int]] = (3, 5, 7),
+    shape: Sequence[int] = (16, 21, 512, 512),
+    dtype: torch.dtype | Sequence[torch.dtype] = torch.float32,
+    upsampling: int | Sequence[int] = 1,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    cache_dir: Path | str | None = None,
+) -> list[Result]:
+    """Find the fastest configurations on this device; from then on they are used, by other processes too.
+
+    Minutes per combination of kernel size, dtype and ratio, most of them spent compiling; needs the memory of a
+    training step of this loss, and 256 MB to flush the L2. With LAL_TRITON_AUTOTUNE=1 in the environment the first use
+    of what was not tuned yet does this by itself.
+
+    Args:
+        kernel_size: one or several. A tuple of two integers is two sizes; for one window that is no square pass
+            `[(3, 5)]`.
+        shape: images, classes, and the labels' height and width. Tuned is for all sizes with as many classes, by
+            buckets of up to 32, 64, 256 and more.
+        dtype: one or several of float32, float16, bfloat16.
+        upsampling: one or several ratios of the labels' size to that of the logits; they divide height and width.
+        device: the current GPU by default. "cpu" rehearses the search in Triton's interpreter (TRITON_INTERPRET=1):
+            few candidates, compiled for an H100, one run each, and written nowhere without `cache_dir`.
+        progress: whether to show a bar, where standard error is a terminal.
+        cache_dir: the folder to write to. Only LAL_TRITON_CACHE_DIR in the environment and, without it, the platform's
+            cache folder are read again.
+
+    Returns:
+        A result per family and combination. They are written to the JSON file of this device and these versions
+        (`lal_triton.tuning.cache.file_for`) after each combination.
+
+    Raises:
+        ValueError: no GPU and no device "cpu"; bad sizes.
+        TypeError, NotImplementedError: what the kernels do not serve, as in the losses with backend="triton".
+    """
+    if device is None and not torch.cuda.is_available():
+        raise ValueError('device is None, expected a GPU, or "cpu" to rehearse in the interpreter: there is no GPU')
+    device = torch.device("cuda" if device is None else device)
+    folder = None if cache_dir is None else Path(cache_dir)
+    combinations = itertools.product(*map(_several, (kernel_size, dtype, upsampling)))
+    problems = [Problem.of(size, shape, kind, ratio) for size, kind, ratio in combinations]
+    for kind in _several(dtype):
+        choose_backend("triton", device.type, kind)
+    results = []
+    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with on_device, start_compilers() as compilers:
+        for problem in problems:
+            for result in _tune_problem(problem, device, compilers, progress):
+                if device.type == "cuda" or folder:  # at once: an interrupt loses no more than a family
+                    result = result._replace(file=cache.store(_entry(result), device, folder))
+                results.append(result)
+                steps.clear()
+    return results
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) else (value,)
+
+
+def _entry(result: Result) -> cache.Entry:
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    times = round(result.milliseconds, 6), round(result.default_milliseconds, 6)
+    return cache.Entry(result.setting, result.config, *times, date)
+
+
+def _tune_problem(problem: Problem, device: torch.device, compilers: Executor, progress: bool) -> Iterator[Result]:
+    """Greedy: a family is tuned with what was found for those before it, the backward's after the forward's."""
+    target, tensors, settings = Target.of(device.type), problem.make(device), problem.settings()
+    chosen = {setting.family: configs.pinned(setting, configs.device_class(device)) for setting in settings}
+    for setting in settings:
+        family, default = setting.family, chosen[setting.family]
+        # local_cost_bwd runs where the forward does not save exp
+        forced = {**chosen, **({"step": {"saves_exp": 0}} if family == "local_cost_bwd" else {})}
+        others = [config for config in candidates(setting) if config != default]
+        if device.type != "cuda":
+            others = others[:: math.ceil(len(others) / (REHEARSED - 1))]
+        reports = compile_candidates(compilers, problem, target, family, [{**forced, family: each} for each in others])
+        bar = tqdm(reports, family, len(others), unit="configuration", disable=None if progress else True)
+        fits = [all(is_affordable(report, target) for report in of_candidate) for of_candidate in bar]
+        kept = list(itertools.compress(others, fits))
+        race = Race(problem, tensors, family, forced)
+        chosen[family], *times = race.run(default, kept)
+        yield Result(setting, chosen[family], default, times[0], times[1], 1 + len(others), len(others) - len(kept))
+
+
+class Race(NamedTuple):
+    """Of configurations of one family; the others' are forced."""
+
+    problem: Problem
+    tensors: tuple[Tensor, Tensor]
+    family: str
+    forced: Forced
+
+    def run(self, default: Config, others: Sequence[Config]) -> tuple[Config, float, float]:
+        """The winner, its milliseconds, and those of the default."""
+        if len(others) > FINALISTS:
+            others = sorted(others, key=lambda config: self.measure(config, QUICK_MS))[:FINALISTS]
+        racing = [default, *others]
+        rounds = range(ROUNDS if self.tensors[0].is_cuda else 1)
+        rows = [[self.measure(config, FINAL_MS) for config in racing] for _ in rounds]
+        columns = list(zip(*rows, strict=True))
+        winner = choose(columns)
+        return racing[winner], statistics.median(columns[winner]), statistics.median(columns[0])
+
+    def measure(self, config: Config, repeat_ms: int) -> float:
+        """Milliseconds of the phase that the family is timed by, infinite where the driver refuses to launch."""
+        from triton.runtime.errors import OutOfResources
+        from triton.testing import do_bench
+
+        phase = "step" if self.family == "step" else "backward" if self.family.endswith("_bwd") else "forward"
+        try:
+            with configs.forcing({**self.forced, self.family: config}):
+                work = self.problem.work(phase, *self.tensors)
+            if self.tensors[0].is_cuda:
+                return do_bench(work, warmup=repeat_ms, rep=repeat_ms, return_mode="median")
+            start = time.perf_counter()
+            work()
+            return (time.perf_counter() - start) * 1e3
+        except OutOfResources:
+            return math.inf
+
+
+def choose(times: Sequence[Sequence[float]]) -> int:
+    """The index of the lowest median among those that are below the default's, the first, by more than the scatter."""
+    medians = [statistics.median(series) for series in times]
+    scatters = [_scatter(series) for series in times]
+    faster = [i for i in range(1, len(times)) if medians[0] - medians[i] > max(scatters[0], scatters[i])]
+    return min(faster, key=medians.__getitem__, default=0)
+
+
+def _scatter(series: Sequence[float]) -> float:
+    """The distance of the quartiles."""
+    if len(series) < 2 or math.inf in series:
+        return 0.0
+    lower, _, upper = statistics.quantiles(series, n=4, method="inclusive")
+    return upper - lower
+
+
+def format_table(results: Sequence[Result]) -> str:
+    rows = [("family", "setting", "default ms", "tuned ms", "gain", "pruned", "configuration")]
+    for result in results:
+        family, (height, width), dtype, bucket, ratio = result.setting
+        classes = f"C <= {bucket}" if bucket else f"C > {configs.CLASS_BUCKETS[-1]}"
+        if family == "step":  # it is chosen whatever the number of classes
+            classes = "all C"
+        times = f"{result.default_milliseconds:.3f}", f"{result.milliseconds:.3f}", f"{result.gain:.2f}"
+        config = " ".join(f"{name}={value}" for name, value in result.config.items())
+        config += " (default)" if result.config == result.default else ""
+        setting = f"{height} x {width}, {dtype}, {classes}, x {ratio}"
+        rows.append((family, setting, *times, f"{result.pruned} of {result.tried}", config))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
