@@ -31,13 +31,14 @@ def prepare(
     pixel_weight: Tensor | None,
     options: LocalLoss,
     pooling: Pooling,
+    plain: bool,
 ) -> Step:
     """The step that gives the pooled loss (0-d), or with the reduction "none" the map `[N, H, W]`, float32.
 
     The map has class weights inside the smoothed loss only.
     """
     differentiable = logits.requires_grad and torch.is_grad_enabled()
-    if torch.compiler.is_compiling() or not derivatives.are_plain(logits, target, weight, pixel_weight):
+    if not plain:
         saves_exp = differentiable and _saves_exp(
             options.kernel_height, options.kernel_width, logits.dtype, logits.device
         )

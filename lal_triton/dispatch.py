@@ -39,7 +39,6 @@ def backend_for(backend: str, logits: torch.Tensor) -> str:
 @constant_in_graphs  # it reads the environment, which is no part of a graph
 def choose_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend for such logits. "auto" takes the fastest that serves them; "triton" and "cpu" run or raise."""
-    validation.check_backend(backend)
     if backend == "torch":
         warnings.warn('backend="torch" is "auto" without Triton now; pass "auto" or "cpu"', DeprecationWarning, 2)
     if backend == "triton":

@@ -1,7 +1,6 @@
 """From tensors and a request to the loss: `evaluate` finds the step for such tensors, or prepares it."""
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,42 +28,45 @@ def evaluate(
 ) -> Tensor:
     """What every loss of the package does once its options are a request."""
     tensors = logits, target, weight, pixel_weight
-    if torch.compiler.is_compiling() or not derivatives.are_plain(*tensors):
-        return _evaluate_once(*tensors, request)
-    step = steps.find((request, steps.key_of(*tensors)), lambda: prepare(*tensors, request))
-    return step(*tensors)
+    if not torch.compiler.is_compiling():
+        if derivatives.are_plain(*tensors):
+            step = steps.find((request, steps.key_of(*tensors)), lambda: prepare(*tensors, request, plain=True))
+            return step(*tensors)
+        if subclasses.are_wrapped(*tensors):
+            return _evaluate_unwrapped(*tensors, request)
+    if isinstance(logits, Tensor):
+        tensors = logits.resolve_neg(), target, weight, pixel_weight
+    return prepare(*tensors, request, plain=False)(*tensors)
 
 
-def _evaluate_once(
+def _evaluate_unwrapped(
     logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
 ) -> Tensor:
-    """The same of tensors that a graph, a transform or a subclass watches: their step is not repeated."""
+    """The same of tensors of which some are of a subclass, by what these hold."""
     inputs = subclasses.unwrap(subclasses.Inputs(logits, target, weight, pixel_weight, request.process_group))
-    process_group = inputs.process_group
-    if process_group is not request.process_group:
-        validation.check_process_group(process_group, request.reduction, request.pool)
-        request = request._replace(process_group=process_group)
-    plain = inputs.logits.resolve_neg() if isinstance(inputs.logits, Tensor) else inputs.logits
-    tensors = plain, inputs.target, inputs.weight, inputs.pixel_weight
-    value = prepare(*tensors, request)(*tensors)
+    *tensors, process_group = inputs
+    validation.check_process_group(process_group, request.reduction, request.pool)
+    value = evaluate(*tensors, request._replace(process_group=process_group))  # type: ignore[call-arg]
     return subclasses.like_logits(value, logits) if request.reduction == "none" else value
 
 
 def prepare(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request, plain: bool
 ) -> Step:
-    """Check the arguments, choose the backend, and make what all calls on such tensors share."""
+    """Check the arguments, choose the backend, and make what all calls on such tensors share.
+
+    Tensors are `plain` where nothing but autograd looks at the operations; others need custom ops.
+    """
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, request.upsample)
-    size = target.shape[1:]
-    # Bilinear interpolation goes axis by axis. Those that shrink go first, into less memory than the logits.
-    smaller = [min(low, high) for low, high in zip(logits.shape[2:], size, strict=True)]
-    if smaller != list(logits.shape[2:]):
+    options, reduction, backend, size = request.local, request.reduction, request.backend, target.shape[1:]
+    if logits.shape[2] > size[0] or logits.shape[3] > size[1]:
+        # Bilinear interpolation goes axis by axis. Those that shrink go first, into less memory than the logits.
+        smaller = [min(low, high) for low, high in zip(logits.shape[2:], size, strict=True)]
         return functools.partial(_interpolate_first, request, smaller)
-    options, reduction, backend = request.local, request.reduction, request.backend
+    validation.warn_of_classes(logits.shape[1], options.normalize, request.ignore_index, stacklevel=7)
     if torch.compiler.is_compiling() and derivatives.transforms():
         backend = derivatives.backend_in_graph(backend, weight, pixel_weight)
-    warn_of_classes(logits.shape[1], options.normalize, request.ignore_index, stacklevel=7)
     backend = backend_for(backend, logits)
     if backend == "triton":
         if logits.shape[2:] != size and not configs.upsampling_is_served(logits.shape[2:], size, options):
@@ -72,19 +74,22 @@ def prepare(
         if reduction != "max_pooling" and request.process_group is None:
             name = request.pool if reduction == "minkowski" else reduction
             batch_pooling = Pooling(name, request.p, request.ignore_index)
-            step = triton_op.prepare(logits, target, weight, pixel_weight, options, batch_pooling)
+            step = triton_op.prepare(logits, target, weight, pixel_weight, options, batch_pooling, plain)
             return functools.partial(_at_centres_of, step, options.stride) if reduction == "none" else step
     if backend == "cpu" and reduction not in ("none", "max_pooling"):
-        return cpu_op.prepare(logits, target, weight, pixel_weight, request)
-    return functools.partial(_pool_map, _local_step(backend, logits, target, weight, request), request)
+        return cpu_op.prepare(logits, target, request, plain)
+    local = _local_step(backend, logits, target, weight, request, plain)
+    return functools.partial(_pool_map, local, request)
 
 
-def _local_step(backend: str, logits: Tensor, target: Tensor, weight: Tensor | None, request: Request) -> LocalStep:
+def _local_step(
+    backend: str, logits: Tensor, target: Tensor, weight: Tensor | None, request: Request, plain: bool
+) -> LocalStep:
     options = request.local
     if backend == "triton":
         class_weight = weight if request.weighs_in_loss else None
         pooling_ = Pooling("none", 1.0, request.ignore_index)
-        step = triton_op.prepare(logits, target, class_weight, None, options, pooling_)
+        step = triton_op.prepare(logits, target, class_weight, None, options, pooling_, plain)
         return lambda logits, target, labels, class_weight: step(logits, target, class_weight, None)
     if backend == "cpu":
         return lambda logits, _, labels, weight: cpu_op.differentiable_local_loss(logits, labels, weight, *options)
@@ -137,22 +142,3 @@ def _at_centres_of(step: Step, stride: int, *tensors: Tensor) -> Tensor:
 
 def _at_centres(losses: Tensor, stride: int) -> Tensor:
     return losses[:, ::stride, ::stride]
-
-
-def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int, stacklevel: int) -> None:
-    if torch.compiler.is_compiling():
-        return
-    if num_classes == 2 and normalize:
-        warnings.warn(
-            "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
-            "and its gradient nearly vanishes; normalize=False avoids it",
-            UserWarning,
-            stacklevel,
-        )
-    if ignore_index == 255 and num_classes > 255:
-        warnings.warn(
-            f"with C = {num_classes} classes the ignore_index 255 is a class, too, whose pixels are void; pass "
-            "another ignore_index",
-            UserWarning,
-            stacklevel,
-        )

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from lal_triton import center, reference, validation
-from lal_triton.evaluation import evaluate, warn_of_classes
+from lal_triton.evaluation import evaluate
 from lal_triton.labels import encode_labels
 from lal_triton.options import KernelSize, Window, loss_dtype, make_options, make_request
 
@@ -232,7 +232,7 @@ def merge(
     validation.check_integer("ignore_index", ignore_index)
     validation.check_tensors(logits, target, None, None)
     validation.check_sizes(logits, target, upsample=None)
-    warn_of_classes(logits.shape[1], normalize, ignore_index, stacklevel=3)
+    validation.warn_of_classes(logits.shape[1], normalize, ignore_index, stacklevel=3)
     if target.device.type == "cpu":
         validation.check_labels(target, logits.shape[1], ignore_index)
     labels = encode_labels(target, logits.shape[1], ignore_index)

@@ -19,12 +19,12 @@ class _Loss(nn.Module):
     def __init__(self, weight: Tensor | None, **options: Any) -> None:
         """`options` are those of `make_request`."""
         super().__init__()
-        validation.check_weight(weight)
-        validation.check_weight_values("weight", weight)
         if isinstance(options.get("window"), Tensor):
             options["window"] = options["window"].tolist()
-        self.register_buffer("weight", weight)
         self.request = make_request(**options)
+        validation.check_weight(weight)
+        validation.check_weight_values("weight", weight)
+        self.register_buffer("weight", weight)
         self._shown = {name: value for name, value in options.items() if value is not None}
 
     def forward(self, logits: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:

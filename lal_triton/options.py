@@ -92,13 +92,14 @@ def make_request(
     **local: Any,
 ) -> Request:
     """The record of checked options; `local` are those of `make_options`."""
+    options = make_options(**local)
     validation.check_pooling(reduction, pool, pooling_ratio, pooling_norm)
     validation.check_process_group(process_group, reduction, pool)
     validation.check_choice("upsample", upsample, ("bilinear", None))
     validation.check_backend(backend)
     p = validation.check_number("p", p, low=1)
     return Request(
-        local=make_options(**local),
+        local=options,
         reduction=reduction,
         p=p if reduction == "minkowski" else 1.0,
         pool=pool,

@@ -11,6 +11,11 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 PLAIN = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 
+def are_wrapped(*tensors: Any) -> bool:
+    """Whether some are of a subclass that torch itself does not make, as FakeTensors."""
+    return any(isinstance(tensor, Tensor) and type(tensor) not in PLAIN for tensor in tensors)
+
+
 class Inputs(NamedTuple):
     """The tensors of a loss, and the group over whose ranks it is pooled."""
 
@@ -27,7 +32,7 @@ def unwrap(inputs: Inputs) -> Inputs:
     A subclass that only watches torch's functions, such as MONAI's MetaTensor, holds a plain tensor. A DTensor is taken
     by its local part, and the mesh dimension that shards its batch is the process group.
     """
-    if torch.compiler.is_compiling() or all(_is_plain(tensor) for tensor in inputs[:4]):
+    if not are_wrapped(*inputs[:4]):
         return inputs
     if _is_distributed(inputs.logits):
         inputs = _to_local(inputs)
@@ -36,15 +41,11 @@ def unwrap(inputs: Inputs) -> Inputs:
 
 def like_logits(losses: Tensor, logits: Any) -> Tensor:
     """The map of losses as the logits are given: a DTensor of the same placements where they are one."""
-    if torch.compiler.is_compiling() or not _is_distributed(logits):
+    if not _is_distributed(logits):
         return losses
     shape = torch.Size((len(logits), *losses.shape[1:]))
     stride = losses.contiguous().stride()
     return type(logits).from_local(losses, logits.device_mesh, logits.placements, shape=shape, stride=stride)
-
-
-def _is_plain(tensor: Any) -> bool:
-    return not isinstance(tensor, Tensor) or type(tensor) in PLAIN
 
 
 def _is_distributed(tensor: Any) -> bool:
@@ -53,7 +54,7 @@ def _is_distributed(tensor: Any) -> bool:
 
 
 def _unwrap(name: str, tensor: Any) -> Any:
-    if _is_plain(tensor):
+    if not are_wrapped(tensor):
         return tensor
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor or, as logits are, a DTensor")

@@ -3,6 +3,7 @@
 import math
 import numbers
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -269,3 +270,22 @@ def check_labels(target: torch.Tensor, num_classes: int, ignore_index: int) -> N
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int, stacklevel: int) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if num_classes == 2 and normalize:
+        warnings.warn(
+            "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
+            "and its gradient nearly vanishes; normalize=False avoids it",
+            UserWarning,
+            stacklevel,
+        )
+    if ignore_index == 255 and num_classes > 255:
+        warnings.warn(
+            f"with C = {num_classes} classes the ignore_index 255 is a class, too, whose pixels are void; pass "
+            "another ignore_index",
+            UserWarning,
+            stacklevel,
+        )

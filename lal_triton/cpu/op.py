@@ -21,12 +21,10 @@ from lal_triton.weighing import weigh
 Step = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-def prepare(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
-) -> Step:
+def prepare(logits: Tensor, target: Tensor, request: Request, plain: bool) -> Step:
     """The step that gives the pooled loss, of a reduction by power norms."""
     power_norms: Callable[..., Tensor]
-    if torch.compiler.is_compiling() or not derivatives.are_plain(logits, target, weight, pixel_weight):
+    if not plain:
         power_norms = functools.partial(_by_op, request)
     else:
         from lal_triton.cpu.backend import plan_of  # here: numba is imported by the first loss on a CPU
