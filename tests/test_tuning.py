@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -403,6 +405,24 @@ def test_a_search_needs_no_autograd(monkeypatch, reported, inside):
     with inside():
         assert count() == 3
         assert call_in_an_op(0) == 3
+
+
+def test_threads_search_one_after_the_other(searches, monkeypatch):
+    """What a search forces holds for all threads."""
+    running, together = [], []
+
+    def tune(*arguments):
+        running.append(arguments)
+        time.sleep(0.05)
+        together.append(len(running))
+        running.remove(arguments)
+
+    monkeypatch.setattr(search, "tune", tune)
+    settings = [SETTING._replace(dtype=dtype) for dtype in ("float32", "float16", "bfloat16", "float32")]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(configs.find, settings, [GPU] * 4))
+    assert found == [configs.pinned(setting, "sm_90") for setting in settings]
+    assert together == [1, 1, 1]
 
 
 def test_a_search_that_fails_is_a_warning(monkeypatch, searches):

@@ -72,15 +72,13 @@ def store(entry: Entry, device: torch.device, folder: Path | None = None) -> Pat
 
 def file_for(device: torch.device, folder: Path | None = None) -> Path:
     """Where configurations for a device are kept; what is no GPU has a file of its own."""
-    folder = folder or Path(os.environ.get("LAL_TRITON_CACHE_DIR") or _default_folder())
     name = "_".join([_name(device), *map("-".join, _versions().items())])
-    return folder / f"{re.sub(r'[^a-z0-9._+]+', '-', name.lower())}.json"
-
-
-def _default_folder() -> Path:
+    file = f"{re.sub(r'[^a-z0-9._+]+', '-', name.lower())}.json"
+    if chosen := folder or os.environ.get("LAL_TRITON_CACHE_DIR"):
+        return Path(chosen) / file
     import platformdirs  # here: with LAL_TRITON_CACHE_DIR a machine without network can do without
 
-    return platformdirs.user_cache_path("lal_triton") / "tuning"
+    return platformdirs.user_cache_path("lal_triton") / "tuning" / file
 
 
 def _name(device: torch.device) -> str:

@@ -184,6 +184,7 @@ def compile_candidates(
 
 
 def compile_candidate(problem: Problem, target: Target, family: str, forced: Forced) -> list[Report]:
+    """What `resources.report` gives of each kernel of the family; of "step" all kernels are."""
     from triton.errors import TritonError
 
     from lal_triton.kernels import compiling

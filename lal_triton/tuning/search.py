@@ -83,13 +83,13 @@ def tune(
         upsampling: one or several ratios of the labels' size to that of the logits; they divide height and width.
         device: the current GPU by default. "cpu" rehearses the search in Triton's interpreter (TRITON_INTERPRET=1):
             few candidates, compiled for an H100, one run each, and written nowhere without `cache_dir`.
-        progress: whether to show a bar, where standard error is a terminal.
+        progress: whether to show a bar per family, where standard error is a terminal.
         cache_dir: the folder to write to. Only LAL_TRITON_CACHE_DIR in the environment and, without it, the platform's
             cache folder are read again.
 
     Returns:
-        A result per family and combination. They are written to the JSON file of this device and these versions
-        (`lal_triton.tuning.cache.file_for`) after each combination.
+        A result per family and combination. Each is written, as it is found, to the JSON file of this device and these
+        versions (`lal_triton.tuning.cache.file_for`).
 
     Raises:
         ValueError: no GPU and no device "cpu"; bad sizes.
@@ -131,8 +131,9 @@ def _tune_problem(problem: Problem, device: torch.device, compilers: Executor, p
     chosen = {setting.family: configs.pinned(setting, configs.device_class(device)) for setting in settings}
     for setting in settings:
         family, default = setting.family, chosen[setting.family]
-        # local_cost_bwd runs where the forward does not save exp
-        forced = {**chosen, **({"step": {"saves_exp": 0}} if family == "local_cost_bwd" else {})}
+        forced = {**chosen}
+        if family == "local_cost_bwd":  # it runs where the forward does not save exp
+            forced["step"] = {"saves_exp": 0}
         others = [config for config in candidates(setting) if config != default]
         if device.type != "cuda":
             others = others[:: math.ceil(len(others) / (REHEARSED - 1))]
@@ -140,9 +141,10 @@ def _tune_problem(problem: Problem, device: torch.device, compilers: Executor, p
         bar = tqdm(reports, family, len(others), unit="configuration", disable=None if progress else True)
         fits = [all(is_affordable(report, target) for report in of_candidate) for of_candidate in bar]
         kept = list(itertools.compress(others, fits))
-        race = Race(problem, tensors, family, forced)
-        chosen[family], *times = race.run(default, kept)
-        yield Result(setting, chosen[family], default, times[0], times[1], 1 + len(others), len(others) - len(kept))
+        config, milliseconds, default_milliseconds = Race(problem, tensors, family, forced).run(default, kept)
+        chosen[family] = config
+        counts = 1 + len(others), len(others) - len(kept)
+        yield Result(setting, config, default, milliseconds, default_milliseconds, *counts)
 
 
 class Race(NamedTuple):
