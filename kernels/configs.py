@@ -26,7 +26,7 @@ Config = dict[str, int]
 #   local_cost_bwd      rows x strips is a power of two and at most BAND_ROWS
 #   merge_bwd           and groups: of classes, that as many warps per strip work on at the same time
 #   step                saves_exp: 1 if the forward saves exp(f_c - f_y), 0 if the backward merges again
-#   upsampled_loss_fwd, classes: of a block; lanes_per_slot: a program's threads over the pixels of a footprint;
+#   upsampled_loss_fwd, classes: of a block; lanes_per_point: a program's threads over the pixels of a footprint;
 #   upsampled_loss_bwd  num_stages
 FAMILIES = {
     "prepare": ("columns",),
@@ -34,8 +34,8 @@ FAMILIES = {
     "local_cost_bwd": ("rows", "columns", "strips"),
     "merge_bwd": ("rows", "columns", "strips", "groups"),
     "step": ("saves_exp",),
-    "upsampled_loss_fwd": ("classes", "lanes_per_slot", "num_stages"),
-    "upsampled_loss_bwd": ("classes", "lanes_per_slot", "num_stages"),
+    "upsampled_loss_fwd": ("classes", "lanes_per_point", "num_stages"),
+    "upsampled_loss_bwd": ("classes", "lanes_per_point", "num_stages"),
 }
 CLASS_BUCKETS = (32, 64, 256)
 

@@ -236,7 +236,7 @@ class Upsampled:
             BY_WEIGHT=options.average == "weight",
             PRECISION=launch.dot_precision(self._device),
         )
-        lanes = config["lanes_per_slot"] * spec.SY * spec.SX
+        lanes = config["lanes_per_point"] * spec.SY * spec.SX
         return Launch(kernel, programs, lanes, {**self._loss, **more, "S": spec}, config["num_stages"])
 
 

@@ -117,7 +117,7 @@ def candidates(setting: Setting) -> list[Config]:
         "groups": (1,) if 0 < setting.classes <= 64 else (1, 2, 4),
         "saves_exp": (1, 0),
         "classes": (16, 32, 64),
-        "lanes_per_slot": (2, 4, 8),
+        "lanes_per_point": (2, 4, 8),
         "num_stages": (1, 2, 3),
     }
     names = configs.FAMILIES[setting.family]
