@@ -90,10 +90,10 @@ def local_cost_bwd_kernel(
     ROWS: tl.constexpr = S.ROWS
     own_weights = gather_class_weights(class_weight_ptr, near.own, L)
     weight_sum = sum_class_weights(class_weight_ptr, C, L)
-    totals = load_column(find_plane(workspace, TOTAL, S.PLANES, size.plane), near.own, size.W)
+    totals = load_column(find_plane(workspace, TOTAL, S, size.plane), near.own, size.W)
     tops = ()
     if not L.BOUNDED:
-        tops = load_column(find_plane(workspace, TOP, S.PLANES, size.plane), near.own, size.W)
+        tops = load_column(find_plane(workspace, TOP, S, size.plane), near.own, size.W)
     gradient_ptr += pixel
     factor = ()
     own_gradient = ()
@@ -235,15 +235,15 @@ def merge_bwd_kernel(
     if S.SAVES_EXP:
         slopes_ptr += n * area + pixel
     near = Neighbourhood(labels_ptr, slopes_ptr, window_ptr, own, row, col, size.H, size.W)
-    totals = find_plane(workspace, TOTAL, S.PLANES, size.plane)
+    totals = find_plane(workspace, TOTAL, S, size.plane)
     weights, _, sums = tile_weights(interior, near, totals, 0.0, S, S.SAVES_EXP, S.SAVES_EXP)
     if S.LARGE:
         weights = (1.0,)
     means = ()
     rstds = ()
     if S.NORMALIZE:
-        means = load_column(find_plane(workspace, MEAN, S.PLANES, size.plane), own, size.W)
-        rstds = load_column(find_plane(workspace, RSTD, S.PLANES, size.plane), own, size.W)
+        means = load_column(find_plane(workspace, MEAN, S, size.plane), own, size.W)
+        rstds = load_column(find_plane(workspace, RSTD, S, size.plane), own, size.W)
     zero = ()
     GROUPS: tl.constexpr = S.GROUPS
     for j in tl.static_range(len(own)):

@@ -123,9 +123,9 @@ def local_loss_fwd_kernel(
         centre = (near.own[j] != VOID) & (row % options.centre_stride == 0) & (near.col % options.centre_stride == 0)
         inside = is_inside(row, near.col, size.H, size.W)
         loss = tl.where(centre, loss, 0.0)
-        tl.store(find_plane(workspace, LOSSES, S.PLANES, size.plane) + j * size.W, loss, mask=inside)
-        tl.store(find_plane(workspace, TOTAL, S.PLANES, size.plane) + j * size.W, totals[j], mask=inside)
+        tl.store(find_plane(workspace, LOSSES, S, size.plane) + j * size.W, loss, mask=inside)
+        tl.store(find_plane(workspace, TOTAL, S, size.plane) + j * size.W, totals[j], mask=inside)
         if S.SAVES_EXP:
-            tl.store(find_plane(workspace, INVERSE, S.PLANES, size.plane) + j * size.W, inverse[j], mask=inside)
+            tl.store(find_plane(workspace, INVERSE, S, size.plane) + j * size.W, inverse[j], mask=inside)
         if not L.BOUNDED:
-            tl.store(find_plane(workspace, TOP, S.PLANES, size.plane) + j * size.W, tops[j], mask=inside)
+            tl.store(find_plane(workspace, TOP, S, size.plane) + j * size.W, tops[j], mask=inside)

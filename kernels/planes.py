@@ -11,6 +11,6 @@ OFFSETS = tl.constexpr(len(configs.PLANES))
 
 
 @triton.jit
-def find_plane(workspace, NAME: tl.constexpr, PLANES: tl.constexpr, size):
-    """Its first element. PLANES numbers those of configs.PLANES, and `offsets` after them, in planes of this size."""
-    return workspace + PLANES[NAME] * size.to(tl.int64)
+def find_plane(workspace, NAME: tl.constexpr, S: tl.constexpr, size):
+    """Its first element. S.PLANES numbers those of configs.PLANES, and `offsets` after them, in planes of this size."""
+    return workspace + S.PLANES[NAME] * size.to(tl.int64)

@@ -123,9 +123,7 @@ def pool_fwd_kernel(
     (L / norm)^(p - 1).
     """
     pixels = locate_pixels(labels_ptr, pixel_weight_ptr, H, W, weight_strides, S)
-    loss = tl.load(
-        find_plane(workspace_ptr, LOSSES, S.PLANES, plane_size) + pixels.plane, mask=pixels.inside, other=0.0
-    )
+    loss = tl.load(find_plane(workspace_ptr, LOSSES, S, plane_size) + pixels.plane, mask=pixels.inside, other=0.0)
     mass = load_omega(pixels, class_weight_ptr, centre_stride, S.HAS_CLASS_WEIGHT, S.HAS_PIXEL_WEIGHT)
     omega = mass
     if S.WEIGHTS_IN_LOSS:
@@ -228,7 +226,7 @@ def pool_bwd_kernel(
             slope = tl.load(pooled + 3)
         if S.REDUCTION != "sum":
             factor *= slope
-        losses = find_plane(workspace_ptr, LOSSES, S.PLANES, size.plane)
+        losses = find_plane(workspace_ptr, LOSSES, S, size.plane)
         loss = tl.load(losses + pixels.plane, mask=pixels.inside, other=0.0)
         if PRECISE:  # a high power of a rounded number is far off
             relative = power(loss.to(tl.float64) / tl.where(norm == 0, 1.0, norm), p - 1.0).to(tl.float32)
@@ -237,9 +235,9 @@ def pool_bwd_kernel(
         value = factor * omega * relative
         value = tl.where(omega > 0, value, 0.0)
     if SAVES_EXP:
-        totals = find_plane(workspace_ptr, TOTAL, S.PLANES, size.plane)
+        totals = find_plane(workspace_ptr, TOTAL, S, size.plane)
         others = tl.load(totals + pixels.plane, mask=pixels.inside, other=0.0)
-        inverses = find_plane(workspace_ptr, INVERSE, S.PLANES, size.plane)
+        inverses = find_plane(workspace_ptr, INVERSE, S, size.plane)
         inverse = tl.load(inverses + pixels.plane, mask=pixels.inside, other=0.0)
         nll, one_minus_p = nll_and_one_minus_p(tl.zeros_like(others), others)
         value = tl.where(pixels.label >= 0, value * inverse, 0.0)

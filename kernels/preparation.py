@@ -78,7 +78,7 @@ def prepare_fwd_kernel(
     labelled = inside & (encoded >= 0)
     if S.HAS_OWN_LOGIT:
         own = tl.load(x_ptr + encoded * strides.c, mask=labelled, other=0.0).to(tl.float32)
-        tl.store(find_plane(workspace_ptr, OWN_LOGIT, S.PLANES, size.plane) + pixel, own, mask=inside)
+        tl.store(find_plane(workspace_ptr, OWN_LOGIT, S, size.plane) + pixel, own, mask=inside)
     offset = tl.zeros(label.shape, tl.float32)
     if S.HAS_MOMENTS:
         unit = tl.full(label.shape, 1.0, tl.float32)
@@ -89,8 +89,8 @@ def prepare_fwd_kernel(
             average, squares = moments(x_ptr, unit, inside, size.C, strides.c)
         rstd = tl.div_rn(1.0, tl.sqrt_rn(squares / size.C + eps * unit * unit)) * unit
         average /= unit
-        tl.store(find_plane(workspace_ptr, MEAN, S.PLANES, size.plane) + pixel, average, mask=inside)
-        tl.store(find_plane(workspace_ptr, RSTD, S.PLANES, size.plane) + pixel, rstd, mask=inside)
+        tl.store(find_plane(workspace_ptr, MEAN, S, size.plane) + pixel, average, mask=inside)
+        tl.store(find_plane(workspace_ptr, RSTD, S, size.plane) + pixel, rstd, mask=inside)
         offset = tl.abs(average) * rstd
         offset = tl.where(offset < float("inf"), offset, 0.0)
     if S.HAS_VOID_CHECK:
@@ -105,5 +105,5 @@ def prepare_fwd_kernel(
         offset = tl.where(unlabelled, tl.where(zeros == 0.0, 0.0, float("inf")), offset)
     if S.HAS_MOMENTS or S.HAS_VOID_CHECK:
         usable = labelled | (offset == float("inf"))
-        offsets = find_plane(workspace_ptr, OFFSETS, S.PLANES, size.plane)
+        offsets = find_plane(workspace_ptr, OFFSETS, S, size.plane)
         tl.store(offsets + tile, tl.max(tl.where(usable, offset, 0.0)))

@@ -188,7 +188,7 @@ def find_pivot(workspace, labels, n, pixel, row, col, size, S: tl.constexpr):
     if S.NORMALIZE or S.KH * S.KW > 1:
         bands = tl.cdiv(size.H, BAND_ROWS)
         band = tl.min(row) // BAND_ROWS
-        offsets = find_plane(workspace, OFFSETS, S.PLANES, size.plane)
+        offsets = find_plane(workspace, OFFSETS, S, size.plane)
         offsets += n * bands * tl.cdiv(size.W, S.BAND_COLUMNS)
         largest = largest_offset(offsets, band, size.W, S)
         plain = largest <= MOST_OFFSET
@@ -197,7 +197,7 @@ def find_pivot(workspace, labels, n, pixel, row, col, size, S: tl.constexpr):
                 near = tl.minimum(tl.maximum(band + step - REACH, 0), bands - 1)
                 plain = plain & (largest_offset(offsets, near, size.W, S) < float("inf"))
         if S.NORMALIZE:
-            mean = find_plane(workspace, MEAN, S.PLANES, size.plane) + pixel
+            mean = find_plane(workspace, MEAN, S, size.plane) + pixel
             rows = tl.where(largest <= MOST_OFFSET, 0, PIVOT_ROWS)
             pivot = lane_pivot(mean, labels, row, col, size.H, size.W, rows)
     return pivot, plain
@@ -358,9 +358,9 @@ def prepare_merge(
     plane_pixel = image * size.H * size.W + offset
     pivot, plain = find_pivot(workspace, labels, image, plane_pixel, row, col, size, S)
     workspace += plane_pixel
-    rstd = find_plane(workspace, RSTD, S.PLANES, size.plane)
+    rstd = find_plane(workspace, RSTD, S, size.plane)
     near = Neighbourhood(labels, rstd, window, own, row, col, size.H, size.W)
-    own_logits = find_plane(workspace, OWN_LOGIT, S.PLANES, size.plane)
+    own_logits = find_plane(workspace, OWN_LOGIT, S, size.plane)
     weights, xi, sums = tile_weights(interior, near, own_logits, pivot, S, S.NORMALIZE, True)
     inverse = invert(xi)
     scale, start, own_merged = logit_units(inverse, sums, BOUNDED)

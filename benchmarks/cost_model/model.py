@@ -192,12 +192,15 @@ def _bytes_with_classes(launch: Launch, tensors: dict[str, torch.Tensor], classe
     given = recorded.arguments_of(launch)
     for name, tensor in tensors.items():
         if name == "parts_ptr":
-            across = given["axis_x"].tiles if "axis_x" in given else -(-given["W"] // given["TX"])
-            images = len(given["source_ptr"])
-            points = images * given["tiles_y"] * across * given["span_y"] * given["span_x"]
+            if "axis_x" in given:
+                down, across, span = given["axis_y"], given["axis_x"], given["axis_y"].span * given["axis_x"].span
+                tiles = down.tiles * across.tiles
+            else:
+                tiles, span = given["tiles_y"] * -(-given["W"] // given["TX"]), given["span_y"] * given["span_x"]
+            points = len(given["source_ptr"]) * tiles * span
             yield points * (classes + 4 * given["NORMALIZE"]) * tensor.element_size()
         elif classes in tensor.shape[1::2]:
-            share = _share_of_rows(given) if given.get("MOMENTS", True) else 1 / classes  # the label's own logit alone
+            share = _share_of_rows(given) if given.get("HAS_MOMENTS", True) else 1 / classes  # the label's own logit
             yield share * tensor.numel() * tensor.element_size()
 
 

@@ -77,8 +77,9 @@ class Launch:
         else:
             if self._compiled is None:
                 target, device = driver.active.get_current_target(), driver.active.get_current_device()
-                self._compiled = compiled = self.compile(tensors, target, device)
+                compiled = self.compile(tensors, target, device)
                 self._run, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
+                self._compiled = compiled
             self._compiled[self.grid](*tensors, *self._rest)
 
     def compile(
