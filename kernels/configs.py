@@ -41,7 +41,7 @@ CLASS_BUCKETS = (32, 64, 256)
 
 
 class Setting(NamedTuple):
-    """What a configuration is chosen by."""
+    """A family of kernels, and what its configuration depends on."""
 
     family: str
     kernel_size: tuple[int, int]

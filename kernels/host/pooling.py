@@ -93,7 +93,7 @@ class BatchPooling:
         pixel_weight: Tensor | None,
     ) -> Tensor:
         out = launch.allocate(self._shape, torch.float32, self._device)
-        strides = plane_strides(gradient if self._map else None)
+        strides = plane_strides(gradient) if self._map else PlaneStrides()
         backward = self._backward.get(strides)
         if backward is None:
             images, height, width = self._shape
