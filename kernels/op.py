@@ -4,7 +4,6 @@ The op takes torch a third of the time that a step on a small image may cost the
 """
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +16,10 @@ from lal_triton.kernels.host import stand_in
 from lal_triton.kernels.host.workspace import WorkspaceLayout
 from lal_triton.library import OPTIONS, local_loss_of, register, register_autograd
 from lal_triton.options import LocalLoss, Pooling
+from lal_triton.steps import Step
 
 if TYPE_CHECKING:
     from lal_triton.kernels.host.plan import Plan, Saved
-
-Step = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def prepare(

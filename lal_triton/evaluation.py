@@ -14,12 +14,12 @@ from lal_triton.kernels import configs
 from lal_triton.kernels import op as triton_op
 from lal_triton.labels import centre_mask
 from lal_triton.options import Pooling, Request, loss_dtype
+from lal_triton.steps import Step
 from lal_triton.tuning import choice
 from lal_triton.weighing import weigh
 
 configs.sources.append(choice.tuned)
 
-Step = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 LocalStep = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # of logits, target, labels and class weights
 
 

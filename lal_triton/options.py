@@ -53,7 +53,7 @@ class Pooling(NamedTuple):
     p: float  # 1 but for the Minkowski means
     ignore_index: int
 
-    def weighs_cost(self, options: LocalLoss) -> bool:
+    def weighs_in_loss(self, options: LocalLoss) -> bool:
         """Whether class weights stand inside the two terms of the smoothed cost, not before the loss."""
         return options.label_smoothing > 0 and self.reduction not in ("image", "batch")
 

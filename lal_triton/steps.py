@@ -10,12 +10,13 @@ from torch import Tensor
 from lal_triton.kernels.host import stand_in
 
 MOST = 256
-Step = TypeVar("Step")
+Step = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]  # of logits, target, weight and pixel_weight
+Kept = TypeVar("Kept")
 _steps: OrderedDict[Hashable, object] = OrderedDict()
 
 
-def find(key: Hashable, prepare: Callable[[], Step]) -> Step:
-    """The step of this key, prepared if there is none yet."""
+def find(key: Hashable, prepare: Callable[[], Kept]) -> Kept:
+    """What was prepared for this key, now if there is nothing yet."""
     step = _steps.get(key)
     if step is None:
         step = _steps[key] = prepare()

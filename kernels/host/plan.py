@@ -53,7 +53,7 @@ class Plan:
             saves_exp = configs.saves_exp(kernel_size, logits.dtype, logits.device)
         layout = WorkspaceLayout(logits.shape, target.shape, options, pooling, saves_exp)
         self._workspace_size = layout.size
-        self._weighs_loss = weight is not None and pooling.weighs_cost(options)
+        self._weighs_loss = weight is not None and pooling.weighs_in_loss(options)
         self._prepare = _preparation(logits, target, options, pooling, layout, columns)
         self._local: FullResolution | Upsampled
         if layout.upsampled:

@@ -39,7 +39,7 @@ class BatchPooling:
             REDUCTION=pooling.reduction,
             HAS_CLASS_WEIGHT=weight is not None,
             HAS_PIXEL_WEIGHT=pixel_weight is not None,
-            WEIGHTS_IN_LOSS=weight is not None and pooling.weighs_cost(options),
+            WEIGHTS_IN_LOSS=weight is not None and pooling.weighs_in_loss(options),
             PLANES=layout.planes,
         )
         common = {

@@ -16,9 +16,8 @@ from torch import Tensor
 from lal_triton import derivatives, pooling
 from lal_triton.library import OPTIONS, local_loss_of, register, register_autograd
 from lal_triton.options import Request, loss_dtype
+from lal_triton.steps import Step
 from lal_triton.weighing import weigh
-
-Step = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def prepare(logits: Tensor, target: Tensor, request: Request, plain: bool) -> Step:
