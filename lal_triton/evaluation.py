@@ -30,6 +30,8 @@ def evaluate(
     tensors = logits, target, weight, pixel_weight
     if not torch.compiler.is_compiling():
         if derivatives.are_plain(*tensors):
+            if request.process_group is not None:  # a step that is kept would keep the group's threads
+                return prepare(*tensors, request, plain=True)(*tensors)
             step = steps.find((request, steps.key_of(*tensors)), lambda: prepare(*tensors, request, plain=True))
             return step(*tensors)
         if subclasses.are_wrapped(*tensors):
@@ -87,10 +89,11 @@ def _local_step(
 ) -> LocalStep:
     options = request.local
     if backend == "triton":
-        class_weight = weight if request.weighs_in_loss else None
-        pooling_ = Pooling("none", 1.0, request.ignore_index)
-        step = triton_op.prepare(logits, target, class_weight, None, options, pooling_, plain)
-        return lambda logits, target, labels, class_weight: step(logits, target, class_weight, None)
+        tensors = logits, target, weight if request.weighs_in_loss else None, None
+        asked = options, Pooling("none", 1.0, request.ignore_index)
+        make = functools.partial(triton_op.prepare, *tensors, *asked, plain)
+        of_map = steps.find((*asked, steps.key_of(*tensors)), make) if plain else make()
+        return lambda logits, target, labels, class_weight: of_map(logits, target, class_weight, None)
     if backend == "cpu":
         return lambda logits, _, labels, weight: cpu_op.differentiable_local_loss(logits, labels, weight, *options)
     local_loss = reference.local_loss_by_image if backend == "by image" else reference.local_loss
