@@ -655,6 +655,13 @@ MUTATIONS = [
         "tests/test_derivatives.py -k 'gradient_are_refused'",
     ),
     Mutation(
+        "a step for logits of any strides",
+        "lal_triton/steps.py",
+        "        logits.stride(),\n",
+        "",
+        "tests/test_steps.py",
+    ),
+    Mutation(
         "weights with a gradient let pass at the second call",
         "lal_triton/steps.py",
         "weight.dtype, weight.device, weight.requires_grad and torch.is_grad_enabled()",
