@@ -12,7 +12,7 @@ OUTPUT ?= bench_results
 BIN := $(VENV)/bin
 OLDEST_PYTHON ?= python3.11
 OF_TORCH := $(addprefix test_,$(addsuffix .py,backends center cross_entropy focal import max_pooling modules ops \
-	reference upsampling validation versions))
+	reference steps upsampling validation versions))
 OF_KERNELS := test_kernels.py test_upsampled_kernels.py
 
 .PHONY: bench train test test-long test-all test-oldest test-newest mutations lint gpu clean

@@ -33,6 +33,7 @@ TESTS = [  # of what runs on the GPU, the kernels first: the time may not suffic
     "upsampled_kernels",
     "program_order",
     "ops",
+    "steps",
     "overhead",
     "non_finite",
     "autocast",
