@@ -69,8 +69,11 @@ def first_derivative(gradient: Callable[[], Tensor], *sources: Tensor | None) ->
     return _FirstDerivative.apply(value, *(source for source in sources if source is not None))
 
 
-def are_plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing but autograd looks at the operations: no dispatch mode, transform, dual level or subclass."""
+def are_plain(*tensors: Tensor) -> bool:
+    """Whether these are dense tensors, and nothing but autograd looks at the operations.
+
+    Not so in a dispatch mode, a transform or a dual level, and of a subclass.
+    """
     if (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
@@ -78,7 +81,7 @@ def are_plain(*tensors: Tensor | None) -> bool:
     ):
         return False
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_neg()):
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided or tensor.is_neg():
             return False
     return True
 

@@ -29,7 +29,8 @@ def evaluate(
     """What every loss of the package does once its options are a request."""
     tensors = logits, target, weight, pixel_weight
     if not torch.compiler.is_compiling():
-        if derivatives.are_plain(*tensors):
+        weights = [weights for weights in (weight, pixel_weight) if weights is not None]
+        if derivatives.are_plain(logits, target, *weights):
             if request.process_group is not None:  # a step that is kept would keep the group's threads
                 return prepare(*tensors, request, plain=True)(*tensors)
             step = steps.find((request, steps.key_of(*tensors)), lambda: prepare(*tensors, request, plain=True))
@@ -93,11 +94,11 @@ def _local_step(
         asked = options, Pooling("none", 1.0, request.ignore_index)
         make = functools.partial(triton_op.prepare, *tensors, *asked, plain)
         of_map = steps.find((*asked, steps.key_of(*tensors)), make) if plain else make()
-        return lambda logits, target, labels, class_weight: of_map(logits, target, class_weight, None)
+        return lambda logits, target, labels, weight: of_map(logits, target, weight, None)
     if backend == "cpu":
-        return lambda logits, _, labels, weight: cpu_op.differentiable_local_loss(logits, labels, weight, *options)
+        return lambda logits, target, labels, weight: cpu_op.differentiable_local_loss(logits, labels, weight, *options)
     local_loss = reference.local_loss_by_image if backend == "by image" else reference.local_loss
-    return lambda logits, _, labels, weight: local_loss(logits, labels, weight, options)
+    return lambda logits, target, labels, weight: local_loss(logits, labels, weight, options)
 
 
 def _pool_map(

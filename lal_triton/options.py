@@ -1,4 +1,4 @@
-"""What is computed at each pixel, as one immutable record that every backend receives."""
+"""The options of a loss, checked, as immutable records: of a pixel, of batch pooling, and of all of it."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -68,3 +68,12 @@ def test_few_steps_are_kept_and_no_tensor_of_a_call(monkeypatch):
     del logits, target
     gc.collect()
     assert [reference() for reference in found] == [None] * 6
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_what_is_no_dense_tensor_is_named(position):
+    tensors = list(make_problem((2, 3, 5, 6)))
+    for other in (None, 1.0, torch.eye(4, device=DEVICE).to_sparse_csr()):
+        tensors[position] = other
+        with pytest.raises((TypeError, ValueError), match=r"^(logits|target) (is a|has the)"):
+            CrossEntropyLoss()(*tensors)

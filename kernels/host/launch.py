@@ -70,9 +70,10 @@ class Launch:
         elif not isinstance(self.kernel, JITFunction):  # it is interpreted
             self.kernel[self.grid](*tensors, *self._rest)
         elif stand_in.current:
-            self._compiled = compiled = self.compile(tensors, stand_in.current.target)
+            compiled = self.compile(tensors, stand_in.current.target)
             self._function = self._metadata = None
             self._run = self._handing_over(compiled, tensors, stand_in.current)
+            self._compiled = compiled  # last: other threads run a launch that has one
             self._run(*self.grid, 0, None, None, None, None, None, *tensors, *self._rest)
         else:
             if self._compiled is None:

@@ -1,6 +1,6 @@
 """Which tuned configuration a step takes.
 
-`functional` puts `tuned` among the sources of `kernels.configs`, so that importing a loss imports this: `search`, which
+`evaluation` puts `tuned` among the sources of `kernels.configs`, so that importing a loss imports this: `search`, which
 needs more, is imported when something is searched.
 """
 
