@@ -55,6 +55,10 @@ def centre_fwd_kernel(
 
     With NORMALIZE, so are those with a logit farther than MOST_SPREAD from the mean: the gradient of a standard score
     has the third power of 1 / std, which would vanish.
+
+    1. The mean over the classes, from differences of the first logit: a common offset has no effect.
+    2. What rounding left of it, and the largest difference from it.
+    3. The differences.
     """
     area = h.to(tl.int64) * w
     blocks = tl.cdiv(area, BLOCK)
@@ -65,7 +69,6 @@ def centre_fwd_kernel(
     stride_c = strides.c.to(tl.int64)
     mask = inside[:, None]
     classes = tl.arange(0, CLASSES)[None, :]
-    # the mean as one logit and the mean difference from it, and then what rounding left: a common offset has no effect
     first = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     for c0 in range(0, C, CLASSES):
@@ -108,6 +111,10 @@ def interpolated_rstd_kernel(
 
     In float64: they cancel where the cells do. The pixels of cell i are [start[i], start[i + 1]) along an axis, at
     most `most`.
+
+    1. Over the classes: the inner products.
+    2. Over the rows of a cell's pixels: those of its sides at that height.
+    3. Over their columns: the squared norm of the pixel, and from it 1 / std.
     """
     w = size.w
     C = size.C

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lal_triton import derivatives, ranks, validation
+from lal_triton import derivatives, validation
 from lal_triton.labels import INVALID, VOID
 from lal_triton.options import loss_dtype
-from lal_triton.pooling import or_one
+from lal_triton.pooling import gather_ranks, or_one
 from lal_triton.weighing import prepare
 
 
@@ -31,7 +31,7 @@ def evaluate(
     half_squares, counts, sums = _ClassSums.apply(features, labels, centers)
     total = torch.stack([half_squares, (labels != VOID).sum().to(dtype)])
     if process_group is not None:
-        total = ranks.gather(total, process_group).sum(0)
+        total = gather_ranks(total, process_group).sum(0)
         of_all = torch.cat([counts[:, None], sums], 1)
         dist.all_reduce(of_all, group=process_group)
         counts, sums = of_all[:, 0], of_all[:, 1:]

@@ -10,7 +10,8 @@ upsampled logits never exist as a whole. Pass a network's stride-4 or stride-8 l
 
 Bad input raises a ValueError or TypeError that names the argument. Values (labels, weights) are checked on the CPU; on
 a GPU, where reading them would stall the device, a label out of range makes its pixel's loss NaN. Weights that require
-a gradient are refused. A batch may be empty, and its loss is 0.
+a gradient are refused. A batch may be empty, and its loss is 0. A warning comes at the first call on tensors of a kind
+(shapes, strides, dtypes).
 
 Autocast has no effect. Derivatives are first ones by backward, with torch.func.grad and vmap, too; others raise a
 NotImplementedError but with backend="reference", which backend="auto" takes for forward mode. A DTensor whose batch is

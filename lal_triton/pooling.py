@@ -9,8 +9,7 @@ keeps every power inside the floating-point range.
 from typing import Any
 
 import torch
-
-from lal_triton import ranks
+import torch.distributed as dist
 
 
 def power_norm(losses: torch.Tensor, omega: torch.Tensor, p: float) -> torch.Tensor:
@@ -36,7 +35,7 @@ def pool_norms(
         return mean_over_images(norms / or_one(mass) ** (1 / p), mass > 0, process_group)
     norm, total = _norm_of(norms, p), mass.sum()
     if process_group is not None:
-        of_ranks = ranks.gather(torch.stack([norm, total]), process_group)
+        of_ranks = gather_ranks(torch.stack([norm, total]), process_group)
         norm, total = _norm_of(of_ranks[:, 0], p), of_ranks[:, 1].sum()
     return norm if reduction == "sum" else norm / or_one(total) ** (1 / p)
 
@@ -52,3 +51,14 @@ def or_one(divisor: torch.Tensor) -> torch.Tensor:
 
 def _norm_of(norms: torch.Tensor, p: float) -> torch.Tensor:
     return power_norm(norms[None], torch.ones_like(norms)[None], p)[0]
+
+
+def gather_ranks(local: torch.Tensor, process_group: "dist.ProcessGroup") -> torch.Tensor:
+    """`[ranks, *local.shape]`: the tensors of all ranks, of which only this rank's own is differentiable.
+
+    A loss of them all is then the global one on every rank, and its gradients sum over the ranks to the global one's.
+    """
+    every = [torch.empty_like(local) for _ in range(process_group.size())]
+    dist.all_gather(every, local.detach(), group=process_group)
+    every[process_group.rank()] = local
+    return torch.stack(every)

@@ -597,7 +597,7 @@ MUTATIONS = [
     ),
     Mutation(
         "pooled over this rank only",
-        "lal_triton/ranks.py",
+        "lal_triton/pooling.py",
         "every[process_group.rank()] = local",
         "every = [local] * process_group.size()",
         RANKS,
