@@ -192,8 +192,8 @@ def upsampled_loss_fwd_kernel(
     own = load_own_labels(tile.labels, row, col, size.H, size.W, 1)[0]
     others = tl.where(own >= 0, others, 0.0)
     nll, one_minus_p = nll_and_one_minus_p(highest - tile.own_merged, others)
-    own_weight = gather_class_weights(class_weight_ptr, (own,), L)[0]
     weight_sum = sum_class_weights(class_weight_ptr, C, L)
+    own_weight = gather_class_weights(class_weight_ptr, (own,), L)[0]
     loss = pixel_loss(nll, one_minus_p, smoothing_sum, own_weight, weight_sum, options, C, L)
     loss = tl.where((own == INVALID) | tile.spoiled, float("nan"), loss)
     centre = (own != VOID) & (row % options.centre_stride == 0) & (col % options.centre_stride == 0)
