@@ -17,6 +17,7 @@ import triton.language as tl
 
 from lal_triton.kernels import configs
 from lal_triton.kernels.planes import MEAN, OFFSETS, OWN_LOGIT, RSTD, find_plane
+from lal_triton.kernels.records import WindowSpec
 
 VOID = tl.constexpr(-1)
 INVALID = tl.constexpr(-2)
@@ -58,22 +59,25 @@ class Merge(NamedTuple):
     start: Any  # where the sum of a class starts
 
 
+# Triton 3.5's interpreter makes a plain tuple of a record that a constexpr_function is called with.
 @triton.constexpr_function
 def feeds(r, j, S):
     """Whether row r of the strip's ROWS + KH - 1 input rows is in the window of output row j."""
-    return 0 <= r - j < S.KH
+    return 0 <= r - j < WindowSpec(*S).KH
 
 
 @triton.constexpr_function
 def window_weight(i, cc, S):
-    return S.WEIGHTS[i * S.KW + cc]
+    spec = WindowSpec(*S)
+    return spec.WEIGHTS[i * spec.KW + cc]
 
 
 @triton.constexpr_function
 def weight_index(r, cc, j, S):
     """Where `strip_weights` puts the weight of input (r, cc) for output row j."""
-    before = sum(S.KW * sum(0 <= r_ - j_ < S.KH for j_ in range(S.ROWS)) for r_ in range(r))
-    fed = [j_ for j_ in range(S.ROWS) if 0 <= r - j_ < S.KH]
+    spec = WindowSpec(*S)
+    before = sum(spec.KW * sum(0 <= r_ - j_ < spec.KH for j_ in range(spec.ROWS)) for r_ in range(r))
+    fed = [j_ for j_ in range(spec.ROWS) if 0 <= r - j_ < spec.KH]
     return before + cc * len(fed) + fed.index(j)
 
 

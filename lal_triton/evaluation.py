@@ -16,7 +16,7 @@ from lal_triton.labels import centre_mask
 from lal_triton.options import Pooling, Request, loss_dtype
 from lal_triton.steps import Step
 from lal_triton.tuning import choice
-from lal_triton.weighing import weigh
+from lal_triton.weighing import weigh, weighs_in_loss
 
 configs.sources.append(choice.tuned)
 
@@ -90,7 +90,7 @@ def _local_step(
 ) -> LocalStep:
     options = request.local
     if backend == "triton":
-        tensors = logits, target, weight if request.weighs_in_loss else None, None
+        tensors = logits, target, weight if weighs_in_loss(request) else None, None
         asked = options, Pooling("none", 1.0, request.ignore_index)
         make = functools.partial(triton_op.prepare, *tensors, *asked, plain)
         of_map = steps.find((*asked, steps.key_of(*tensors)), make) if plain else make()

@@ -72,11 +72,6 @@ class Request(NamedTuple):
     process_group: Any
     backend: str
 
-    @property
-    def weighs_in_loss(self) -> bool:
-        """Whether class weights stand inside the two terms of the smoothed loss, not before it."""
-        return self.local.label_smoothing > 0 and self.reduction != "minkowski"
-
 
 def make_request(
     *,

@@ -18,9 +18,14 @@ def weigh(
     weight, pixel_weight = (None if weights is None else weights.detach() for weights in (weight, pixel_weight))
     rest = logits.shape[1], request.local.stride, request.ignore_index, loss_dtype(logits)
     labels, omega, mass = prepare(target, weight, pixel_weight, *rest)
-    if weight is None or not request.weighs_in_loss:
+    if weight is None or not weighs_in_loss(request):
         return labels, omega, mass, None
     return labels, prepare(target, None, pixel_weight, *rest)[1], mass, weight
+
+
+def weighs_in_loss(request: Request) -> bool:
+    """Whether class weights stand inside the two terms of the smoothed loss, not before it."""
+    return request.local.label_smoothing > 0 and request.reduction != "minkowski"
 
 
 def prepare(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -572,3 +573,21 @@ def test_a_dry_run_without_a_folder_writes_nothing(folder, capsys, monkeypatch):
     printed = " ".join(capsys.readouterr().out.split())
     assert "3 x 3, float32, C <= 32, x 1 3.000 1.500 2.00 2 of 12 rows=4 columns=32 strips=4" in printed
     assert "wrote nothing" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_compilers_end_with_a_process_that_is_killed():
+    code = (
+        "import os, signal\n"
+        "from lal_triton.tuning.candidates import start_compilers\n"
+        "with start_compilers() as compilers:\n"
+        "    print(compilers.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        status = Path(f"/proc/{int(process.stdout.readline())}/status")
+    deadline = time.monotonic() + 20
+    while status.exists() and "zombie" not in (found := status.read_text()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -161,14 +163,31 @@ def is_affordable(report: Report, target: Target) -> bool:
     )
 
 
-def start_compilers() -> ProcessPoolExecutor:
-    """Processes that compile; what they compile is in Triton's cache on disk when it is launched."""
-    return ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn"), _leave_interpreter)
+@contextlib.contextmanager
+def start_compilers() -> Iterator[Executor]:
+    """Processes that compile; what they compile is in Triton's cache on disk when it is launched.
+
+    After an error or Ctrl-C nothing else is begun.
+    """
+    pool = ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn"), _leave_interpreter)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _leave_interpreter() -> None:
     """Before this process imports Triton: one that interprets the kernels cannot compile them."""
     os.environ.pop("TRITON_INTERPRET", None)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process that waits for work does not notice that its parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 def compile_candidates(
