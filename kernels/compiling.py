@@ -56,13 +56,9 @@ def record_step(
     return found
 
 
-def compile_launch(launch: Launch, target: GPUTarget, limits: dict[str, int] | None = None) -> Any:
-    """The compiled kernel; `limits` are options of Triton's that limit the registers."""
-    return launch.compile(launch.given, target, **(limits or {}))
-
-
 def report(launch: Launch, target: GPUTarget, limits: dict[str, int] | None = None) -> dict[str, Any]:
-    return describe(compile_launch(launch, target, limits), target)
+    """Of a recorded launch, compiled; `limits` are options of Triton's that limit the registers."""
+    return describe(launch.compile(launch.given, target, **(limits or {})), target)
 
 
 def describe(compiled: Any, target: GPUTarget) -> dict[str, Any]:

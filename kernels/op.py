@@ -42,7 +42,7 @@ def prepare(
 
     saves_exp = None if differentiable else False  # None: the configuration says
     plan = Plan(logits, target, weight, pixel_weight, options, pooling, saves_exp)
-    return functools.partial(_differentiable if differentiable else _value, plan)
+    return functools.partial(_by_plan, plan, differentiable)
 
 
 @constant_in_graphs  # it reads files and the environment, which are no part of a graph
@@ -58,12 +58,18 @@ def _by_op(
     return _differentiable_pooled_loss(logits, target, weight, pixel_weight, *rest)[0]
 
 
-def _differentiable(plan: "Plan", logits: Tensor, *inputs: Any) -> Tensor:
-    return _PooledLoss.apply(logits, (plan, *inputs))
-
-
-def _value(plan: "Plan", *inputs: Any) -> Tensor:
-    return _forward(plan, *inputs)[0]
+def _by_plan(
+    plan: "Plan",
+    differentiable: bool,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+) -> Tensor:
+    weight = None if weight is None else weight.contiguous()
+    if differentiable:
+        return _PooledLoss.apply(logits, (plan, target, weight, pixel_weight))
+    return _forward(plan, logits, target, weight, pixel_weight)[0]
 
 
 def _forward(
@@ -72,8 +78,6 @@ def _forward(
     """The plan's, after the checks that read values (on the CPU: a GPU would stall)."""
     if target.device.type == "cpu" and stand_in.current is None:
         validation.check_values(target, weight, pixel_weight, logits.shape[1], plan.ignore_index)
-    if weight is not None:
-        weight = weight.contiguous()
     return plan.forward(logits, target, weight, pixel_weight)
 
 
@@ -84,19 +88,18 @@ class _PooledLoss(torch.autograd.Function):
         value, saved = _forward(plan, logits, target, weight, pixel_weight)
         ctx.save_for_backward(logits, weight, pixel_weight, *saved)
         ctx.plan = plan
-        ctx.strides = logits.stride(), None if pixel_weight is None else pixel_weight.stride()
+        ctx.strides = [None if tensor is None else tensor.stride() for tensor in (logits, weight, pixel_weight)]
         return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        logits, weight, pixel_weight, *saved = ctx.saved_tensors
+        *tensors, labels, workspace, exp = ctx.saved_tensors
 
         def of_logits() -> Tensor:
-            strided = map(_with_strides, (logits, pixel_weight), ctx.strides)
-            weight_ = None if weight is None else weight.contiguous()
-            return ctx.plan.backward(gradient, next(strided), weight_, next(strided), saved)
+            strided = map(_with_strides, tensors, ctx.strides)
+            return ctx.plan.backward(gradient, *strided, (labels, workspace, exp))
 
-        return derivatives.first_derivative(of_logits, gradient, logits), None
+        return derivatives.first_derivative(of_logits, gradient, tensors[0]), None
 
 
 def _with_strides(tensor: Tensor | None, strides: tuple[int, ...] | None) -> Tensor | None:

@@ -151,6 +151,8 @@ class PartsAxis(NamedTuple):
 
 
 class GatherSpec(NamedTuple):
+    """Which tiles and blocks the gather of a gradient is compiled for."""
+
     NORMALIZE: bool
     MOST_Y: int  # tiles whose footprints hold the same low-resolution pixel
     MOST_X: int

@@ -13,10 +13,10 @@ from lal_triton.dispatch import backend_for
 from lal_triton.kernels import configs
 from lal_triton.kernels import op as triton_op
 from lal_triton.labels import centre_mask
-from lal_triton.options import Pooling, Request, loss_dtype
+from lal_triton.options import Pooling, Request, loss_dtype, weighs_in_loss
 from lal_triton.steps import Step
 from lal_triton.tuning import choice
-from lal_triton.weighing import weigh, weighs_in_loss
+from lal_triton.weighing import weigh
 
 configs.sources.append(choice.tuned)
 
@@ -29,28 +29,27 @@ def evaluate(
     """What every loss of the package does once its options are a request."""
     tensors = logits, target, weight, pixel_weight
     if not torch.compiler.is_compiling():
-        weights = [weights for weights in (weight, pixel_weight) if weights is not None]
+        weights = [tensor for tensor in (weight, pixel_weight) if tensor is not None]
         if derivatives.are_plain(logits, target, *weights):
             if request.process_group is not None:  # a step that is kept would keep the group's threads
                 return prepare(*tensors, request, plain=True)(*tensors)
             step = steps.find((request, steps.key_of(*tensors)), lambda: prepare(*tensors, request, plain=True))
             return step(*tensors)
-        if subclasses.are_wrapped(*tensors):
-            return _evaluate_unwrapped(*tensors, request)
+        given = subclasses.Inputs(*tensors, request.process_group)
+        inputs = subclasses.unwrap(given)
+        if inputs is not given:
+            value = _evaluate_unwrapped(inputs, request)
+            return subclasses.like_logits(value, logits) if request.reduction == "none" else value
     if isinstance(logits, Tensor):
         tensors = logits.resolve_neg(), target, weight, pixel_weight
     return prepare(*tensors, request, plain=False)(*tensors)
 
 
-def _evaluate_unwrapped(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
-) -> Tensor:
-    """The same of tensors of which some are of a subclass, by what these hold."""
-    inputs = subclasses.unwrap(subclasses.Inputs(logits, target, weight, pixel_weight, request.process_group))
+def _evaluate_unwrapped(inputs: subclasses.Inputs, request: Request) -> Tensor:
+    """The loss of what tensors of a subclass hold, over the group of a DTensor's mesh."""
     *tensors, process_group = inputs
     validation.check_process_group(process_group, request.reduction, request.pool)
-    value = evaluate(*tensors, request._replace(process_group=process_group))  # type: ignore[call-arg]
-    return subclasses.like_logits(value, logits) if request.reduction == "none" else value
+    return evaluate(*tensors, request._replace(process_group=process_group))  # type: ignore[call-arg]
 
 
 def prepare(
@@ -90,7 +89,7 @@ def _local_step(
 ) -> LocalStep:
     options = request.local
     if backend == "triton":
-        tensors = logits, target, weight if weighs_in_loss(request) else None, None
+        tensors = logits, target, weight if weighs_in_loss(options, request.reduction) else None, None
         asked = options, Pooling("none", 1.0, request.ignore_index)
         make = functools.partial(triton_op.prepare, *tensors, *asked, plain)
         of_map = steps.find((*asked, steps.key_of(*tensors)), make) if plain else make()

@@ -53,9 +53,13 @@ class Pooling(NamedTuple):
     p: float  # 1 but for the Minkowski means
     ignore_index: int
 
-    def weighs_in_loss(self, options: LocalLoss) -> bool:
-        """Whether class weights stand inside the two terms of the smoothed cost, not before the loss."""
-        return options.label_smoothing > 0 and self.reduction not in ("image", "batch")
+
+def weighs_in_loss(options: LocalLoss, reduction: str) -> bool:
+    """Whether class weights stand inside the two terms of the smoothed loss, not before it.
+
+    The reduction is that of a `Request`, or of a `Pooling`.
+    """
+    return options.label_smoothing > 0 and reduction not in ("minkowski", "image", "batch")
 
 
 class Request(NamedTuple):
@@ -141,6 +145,13 @@ def make_options(
         label_smoothing=validation.check_number("label_smoothing", label_smoothing, low=0, high=1),
         align_corners=validation.check_boolean("align_corners", align_corners),
     )
+
+
+def usual_loss(kernel_size: KernelSize) -> tuple[LocalLoss, Pooling]:
+    """What is tuned and counted: `cross_entropy` for a single pixel, `locally_adaptive_loss` for windows."""
+    if kernel_size in (1, (1, 1)):
+        return make_options(), Pooling("mean", 1.0, ignore_index=255)
+    return make_options(kernel_size=kernel_size, window="chessboard", normalize=True), Pooling("image", 3.0, 255)
 
 
 def window_weights(window: Window, kernel_size: tuple[int, int]) -> tuple[float, ...]:

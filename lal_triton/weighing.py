@@ -8,7 +8,7 @@ from torch import Tensor
 from lal_triton import derivatives, dispatch, validation
 from lal_triton.labels import centre_mask, encode_labels
 from lal_triton.library import register
-from lal_triton.options import Request, loss_dtype
+from lal_triton.options import Request, loss_dtype, weighs_in_loss
 
 
 def weigh(
@@ -18,14 +18,9 @@ def weigh(
     weight, pixel_weight = (None if weights is None else weights.detach() for weights in (weight, pixel_weight))
     rest = logits.shape[1], request.local.stride, request.ignore_index, loss_dtype(logits)
     labels, omega, mass = prepare(target, weight, pixel_weight, *rest)
-    if weight is None or not weighs_in_loss(request):
+    if weight is None or not weighs_in_loss(request.local, request.reduction):
         return labels, omega, mass, None
     return labels, prepare(target, None, pixel_weight, *rest)[1], mass, weight
-
-
-def weighs_in_loss(request: Request) -> bool:
-    """Whether class weights stand inside the two terms of the smoothed loss, not before it."""
-    return request.local.label_smoothing > 0 and request.reduction != "minkowski"
 
 
 def prepare(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

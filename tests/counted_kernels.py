@@ -80,7 +80,7 @@ KERNELS = (straight_kernel, short_loop_kernel, nested_kernel, block_kernel, inte
 def count(function, classes):
     launch = Launch(function, 1, LANES, {"C": classes, "K": 7, "BLOCK": LANES})
     launch.given = (torch.empty(1, device="meta"),) * 2
-    compiled = compiling.compile_launch(launch, compiling.TARGETS["sm_90"])
+    compiled = launch.compile(launch.given, compiling.TARGETS["sm_90"])
     thread = recorded.executed(launch, compiling.disassemble(compiled)).times(1 / LANES)
     return thread.loads, thread.exps, thread.instructions
 

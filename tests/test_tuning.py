@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import lal_triton
 from lal_triton import cli
 from lal_triton.kernels import configs
+from lal_triton.kernels.compilers import start_compilers
 from lal_triton.kernels.configs import FAMILIES, Setting
 from lal_triton.tuning import cache, candidates, choice, search
 from lal_triton.tuning.cache import Entry
@@ -256,7 +257,7 @@ def test_the_compiler_reports_what_spills():
     target = candidates.Target.of("cpu")
     forced = [{"rows": 2, "columns": 64, "strips": 2}, {"rows": 4, "columns": 256, "strips": 4}]
     each = [{"local_loss_fwd": config} for config in forced]
-    with candidates.start_compilers() as compilers:
+    with start_compilers(1) as compilers:
         (fits,), (spills,) = candidates.compile_candidates(compilers, problem, target, "local_loss_fwd", each)
     assert candidates.is_affordable(fits, target)
     assert fits["threads"] == 128
@@ -579,8 +580,8 @@ def test_a_dry_run_without_a_folder_writes_nothing(folder, capsys, monkeypatch):
 def test_compilers_end_with_a_process_that_is_killed():
     code = (
         "import os, signal\n"
-        "from lal_triton.tuning.candidates import start_compilers\n"
-        "with start_compilers() as compilers:\n"
+        "from lal_triton.kernels.compilers import start_compilers\n"
+        "with start_compilers(1) as compilers:\n"
         "    print(compilers.submit(os.getpid).result(), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

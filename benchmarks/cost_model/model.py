@@ -8,22 +8,21 @@ of its passes, they and not the memory decide how long it takes.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import itertools
 import json
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from lal_triton.kernels import configs
-from lal_triton.options import LocalLoss, Pooling, make_options
+from lal_triton.kernels.compilers import start_compilers
+from lal_triton.options import LocalLoss, Pooling, usual_loss
 
 if TYPE_CHECKING:
     from lal_triton.kernels.host.launch import Launch
@@ -52,20 +51,12 @@ class Case(NamedTuple):
 
     def check(self) -> None:
         low = (SIDE // self.ratio,) * 2
-        if SIDE % self.ratio or (self.ratio > 1 and not configs.upsampling_is_served(low, (SIDE, SIDE), self.options)):
+        if SIDE % self.ratio or (self.ratio > 1 and not configs.upsampling_is_served(low, (SIDE, SIDE), self.loss[0])):
             raise ValueError(f"no kernels for logits upsampled x {self.ratio} with kernel size {self.kernel_size}")
 
     @property
-    def options(self) -> LocalLoss:
-        """Those of `cross_entropy` for a single pixel, and of `locally_adaptive_loss` for windows."""
-        if self.kernel_size == 1:
-            return make_options()
-        return make_options(kernel_size=self.kernel_size, window="chessboard", normalize=True)
-
-    @property
-    def pooling(self) -> Pooling:
-        single = self.kernel_size == 1
-        return Pooling("mean" if single else "image", 1.0 if single else 3.0, ignore_index=255)
+    def loss(self) -> tuple[LocalLoss, Pooling]:
+        return usual_loss(self.kernel_size)
 
     @property
     def logits(self) -> torch.Tensor:
@@ -95,8 +86,7 @@ def measure(
     cases = [Case(*values) for values in itertools.product(dtypes, kernel_sizes, ratios, classes, defaults)]
     for case in cases:
         case.check()
-    spawn = multiprocessing.get_context("spawn")
-    with _compiling(), ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+    with start_compilers(os.cpu_count() or 1) as pool:
         parts = _without_repetitions(part for found in pool.map(list_parts, cases) for part in found)
         same: dict[str, list[Part]] = {}
         for part in sorted(parts, key=lambda part: -part.case.kernel_size):  # what takes longest begins first
@@ -105,17 +95,6 @@ def measure(
         done = tqdm(as_completed(futures), total=len(futures), desc="compiling", unit="kernel")
         found = {part: row for future in done for part, row in future.result()}
     return [found[part] for part in parts]
-
-
-@contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    """Processes that are started now do not interpret the kernels, as this one may."""
-    interpret = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        yield
-    finally:
-        if interpret is not None:
-            os.environ["TRITON_INTERPRET"] = interpret
 
 
 def _without_repetitions(parts: Iterable[Part]) -> list[Part]:
@@ -141,7 +120,7 @@ def record(case: Case) -> dict[tuple[str, str], list[Launch]]:
     from lal_triton.kernels import compiling
 
     target = torch.empty(IMAGES, SIDE, SIDE, dtype=torch.int64, device="meta")
-    return compiling.record_step(case.logits, target, None, case.options, case.pooling, TARGET, case.default)
+    return compiling.record_step(case.logits, target, None, *case.loss, TARGET, case.default)
 
 
 def make_rows(parts: Sequence[Part]) -> list[tuple[Part, Row]]:
@@ -151,8 +130,9 @@ def make_rows(parts: Sequence[Part]) -> list[tuple[Part, Row]]:
 
     @functools.cache
     def compiled(identity: str) -> tuple[Any, Row, str]:
-        kernel = compiling.compile_launch(launches[identity], compiling.TARGETS[TARGET])
-        return kernel, compiling.describe(kernel, compiling.TARGETS[TARGET]), compiling.disassemble(kernel)
+        launch, target = launches[identity], compiling.TARGETS[TARGET]
+        kernel = launch.compile(launch.given, target)
+        return kernel, compiling.describe(kernel, target), compiling.disassemble(kernel)
 
     rows = []
     for part in parts:

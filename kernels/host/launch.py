@@ -64,8 +64,8 @@ class Launch:
 
     def _start(self, tensors: tuple[Tensor | None, ...]) -> None:
         """A call that is not a repetition."""
-        self.given = tensors if _recorded is not None else ()
         if _recorded is not None:
+            self.given = tensors
             _recorded.append(self)
         elif not isinstance(self.kernel, JITFunction):  # it is interpreted
             self.kernel[self.grid](*tensors, *self._rest)
@@ -140,7 +140,7 @@ def _type_of(value: Any) -> Any:
         types = [_type_of(field) for field in value]
         if isinstance(value, Strides) and value.w == 1:
             types[-1] = "constexpr"
-        return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+        return type(value)(*types)  # type: ignore[arg-type]
     if value is None:
         return "constexpr"
     if isinstance(value, Tensor):

@@ -17,7 +17,7 @@ from lal_triton.kernels.host.upsampled import Upsampled
 from lal_triton.kernels.host.workspace import WorkspaceLayout
 from lal_triton.kernels.preparation import prepare_fwd_kernel
 from lal_triton.kernels.records import PreparationSpec, Size, Strides
-from lal_triton.options import LocalLoss, Pooling
+from lal_triton.options import LocalLoss, Pooling, weighs_in_loss
 
 _nothing = contextlib.nullcontext()
 
@@ -53,14 +53,14 @@ class Plan:
             saves_exp = configs.saves_exp(kernel_size, logits.dtype, logits.device)
         layout = WorkspaceLayout(logits.shape, target.shape, options, pooling, saves_exp)
         self._workspace_size = layout.size
-        self._weighs_loss = weight is not None and pooling.weighs_in_loss(options)
+        self._weighs_loss = weight is not None and weighs_in_loss(options, pooling.reduction)
         self._prepare = _preparation(logits, target, options, pooling, layout, columns)
         self._local: FullResolution | Upsampled
         if layout.upsampled:
             self._local = Upsampled(logits, target, self._weighs_loss, options, layout)
         else:
             self._local = FullResolution(logits, self._weighs_loss, options, layout, columns)
-        self._pooling = BatchPooling(target, classes, weight, pixel_weight, options, pooling, layout)
+        self._pooling = BatchPooling(target, classes, weight, pixel_weight, self._weighs_loss, options, pooling, layout)
 
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None

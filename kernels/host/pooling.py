@@ -28,6 +28,7 @@ class BatchPooling:
         classes: int,
         weight: Tensor | None,
         pixel_weight: Tensor | None,
+        weights_in_loss: bool,
         options: LocalLoss,
         pooling: Pooling,
         layout: WorkspaceLayout,
@@ -39,7 +40,7 @@ class BatchPooling:
             REDUCTION=pooling.reduction,
             HAS_CLASS_WEIGHT=weight is not None,
             HAS_PIXEL_WEIGHT=pixel_weight is not None,
-            WEIGHTS_IN_LOSS=weight is not None and pooling.weighs_in_loss(options),
+            WEIGHTS_IN_LOSS=weights_in_loss,
             PLANES=layout.planes,
         )
         common = {

@@ -1,6 +1,5 @@
 """The loss of a batch on a CPU: images cut into bands of rows, each of which is one call of the compiled sweep."""
 
-import functools
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -41,7 +40,7 @@ class Plan:
         self._settings, self._window = _settings(options, self._classes, p, real), _window(options, real)
         self._tables = _tables(low, labels[1:], options.align_corners, dtype)
         self._ones = np.ones(self._classes, real)
-        self.bands = Bands(images, labels[1])
+        self._bands = Bands(images, labels[1])
 
     def local_loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         """The map of per-pixel losses `[N, H, W]`, as `reference.local_loss`."""
@@ -79,7 +78,7 @@ class Plan:
         derive: bool = True,
     ) -> Results:
         """The gradient of sum_p omega(p) (L(p) / scale)^(p - 1) L(p), and the norms."""
-        logits, dtype, bands, tables, p = logits.detach(), self._dtype, self.bands, self._tables, self._p
+        logits, dtype, bands, tables, p = logits.detach(), self._dtype, self._bands, self._tables, self._p
         images, classes, height, width = logits.shape
         class_weight = self._ones if weight is None else weight.detach().to(dtype).numpy()
         gradient = torch.empty_like(logits, dtype=dtype) if derive else torch.empty(0, dtype=dtype)
@@ -147,12 +146,6 @@ class Plan:
                     share = (scales[image, band] / largest[image]) ** (p - 1)
                     gradient[image, :, rows.start : rows.stop].add_(part.transpose(0, 1), alpha=share)
         return Results(gradient, scale, torch.from_numpy(_norms(scales, sums, p)))
-
-
-@functools.lru_cache(64)
-def plan_of(shape: torch.Size, labels: torch.Size, dtype: torch.dtype, options: LocalLoss, p: float = 1.0) -> Plan:
-    """The plan for logits and labels of these shapes, which many calls share."""
-    return Plan(shape, labels, torch.float64 if dtype == torch.float64 else torch.float32, options, p)
 
 
 def _settings(options: LocalLoss, classes: int, p: float, real: Any) -> Settings:

@@ -8,16 +8,19 @@ scale_rows     that gradient times those factors
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lal_triton import derivatives, pooling
+from lal_triton import derivatives, pooling, steps
 from lal_triton.library import OPTIONS, local_loss_of, register, register_autograd
-from lal_triton.options import Request, loss_dtype
+from lal_triton.options import LocalLoss, Request, loss_dtype
 from lal_triton.steps import Step
 from lal_triton.weighing import weigh
+
+if TYPE_CHECKING:
+    from lal_triton.cpu.backend import Plan
 
 
 def prepare(logits: Tensor, target: Tensor, request: Request, plain: bool) -> Step:
@@ -26,11 +29,16 @@ def prepare(logits: Tensor, target: Tensor, request: Request, plain: bool) -> St
     if not plain:
         power_norms = functools.partial(_by_op, request)
     else:
-        from lal_triton.cpu.backend import plan_of  # here: numba is imported by the first loss on a CPU
-
-        plan = plan_of(logits.shape, target.shape, logits.dtype, request.local, request.p)
-        power_norms = functools.partial(_by_plan, plan)
+        power_norms = functools.partial(_by_plan, _plan(logits, target, request.local, request.p))
     return functools.partial(_pooled_loss, power_norms, request)
+
+
+def _plan(logits: Tensor, labels: Tensor, options: LocalLoss, p: float = 1.0) -> "Plan":
+    """The plan for tensors of these sizes, which many calls share."""
+    from lal_triton.cpu.backend import Plan  # here: numba is imported by the first loss on a CPU
+
+    asked = logits.shape, labels.shape, loss_dtype(logits), options, p
+    return steps.find((Plan, *asked), lambda: Plan(*asked))
 
 
 def _pooled_loss(
@@ -51,19 +59,18 @@ def _pooled_loss(
     return pooling.pool_norms(norms, mass, reduction, request.p, request.pool, request.process_group)
 
 
-def _by_plan(plan: Any, logits: Tensor, *inputs: Any) -> Tensor:
+def _by_plan(plan: "Plan", logits: Tensor, *inputs: Any) -> Tensor:
     derive = inputs[-1]
     if not derive:
         return plan.power_norms(logits, *inputs)[0]
     return _PowerNorms.apply(logits, derivatives.origin(logits), (plan, *inputs))
 
 
-def _by_op(request: Request, logits: Tensor, labels: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
-    omega, total, derive = rest
-    origin = derivatives.origin(logits)
-    return _differentiable_power_norms(logits, labels, weight, omega, total, origin, request.p, derive, *request.local)[
-        0
-    ]
+def _by_op(request: Request, logits: Tensor, *inputs: Any) -> Tensor:
+    *weights, derive = inputs
+    rest = derivatives.origin(logits), request.p, derive
+    norms, *_ = _differentiable_power_norms(logits, *weights, *rest, *request.local)
+    return norms
 
 
 class _PowerNorms(torch.autograd.Function):
@@ -101,10 +108,7 @@ def _gradient_of_norms(saved: tuple[Tensor, ...], gradient: Tensor, dtype: torch
 
 
 def local_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
-    from lal_triton.cpu.backend import plan_of
-
-    plan = plan_of(logits.shape, labels.shape, logits.dtype, local_loss_of(options))
-    return plan.local_loss(logits, labels, weight)
+    return _plan(logits, labels, local_loss_of(options)).local_loss(logits, labels, weight)
 
 
 def _local_loss_fake(logits: Tensor, labels: Tensor, *_: Any) -> Tensor:
@@ -114,10 +118,7 @@ def _local_loss_fake(logits: Tensor, labels: Tensor, *_: Any) -> Tensor:
 def local_loss_backward(
     gradient: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
 ) -> Tensor:
-    from lal_triton.cpu.backend import plan_of
-
-    plan = plan_of(logits.shape, labels.shape, logits.dtype, local_loss_of(options))
-    return plan.local_loss_backward(gradient, logits, labels, weight)
+    return _plan(logits, labels, local_loss_of(options)).local_loss_backward(gradient, logits, labels, weight)
 
 
 def _local_loss_backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -152,9 +153,7 @@ def power_norms(
     derive: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from lal_triton.cpu.backend import plan_of
-
-    plan = plan_of(logits.shape, labels.shape, logits.dtype, local_loss_of(options), p)
+    plan = _plan(logits, labels, local_loss_of(options), p)
     return plan.power_norms(logits, labels, weight, omega, total, derive)
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import multiprocessing
-import os
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +16,7 @@ from torch import Tensor
 from lal_triton import validation
 from lal_triton.kernels import configs
 from lal_triton.kernels.configs import Config, Setting
-from lal_triton.options import LocalLoss, Pooling, make_options
+from lal_triton.options import LocalLoss, Pooling, usual_loss
 
 Forced = Mapping[str, Config]
 Report = Mapping[str, Any]
@@ -51,7 +47,7 @@ class Problem(NamedTuple):
         problem = cls(pair, (images, classes, height, width), str(dtype).removeprefix("torch."), ratio)
         logits, target = problem.make(torch.device("meta"))
         validation.check_tensors(logits, target, None, None)
-        if ratio > 1 and not configs.upsampling_is_served(logits.shape[2:], target.shape[1:], problem.options):
+        if ratio > 1 and not configs.upsampling_is_served(logits.shape[2:], target.shape[1:], problem.loss[0]):
             raise NotImplementedError(
                 f"kernel_size is {kernel_size} and upsampling {ratio}, expected a smaller window or another ratio: the "
                 "logits are interpolated before the loss there, with the configurations of upsampling 1"
@@ -59,11 +55,8 @@ class Problem(NamedTuple):
         return problem
 
     @property
-    def options(self) -> LocalLoss:
-        """Those of `cross_entropy` for a single pixel, and of `locally_adaptive_loss` for windows."""
-        if self.kernel_size == (1, 1):
-            return make_options()
-        return make_options(kernel_size=self.kernel_size, window="chessboard", normalize=True)
+    def loss(self) -> tuple[LocalLoss, Pooling]:
+        return usual_loss(self.kernel_size)
 
     def make(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Logits `[N, C, H / ratio, W / ratio]` and labels `[N, H, W]`."""
@@ -78,9 +71,7 @@ class Problem(NamedTuple):
         """The forward, the backward, or the step of both, as a function to be timed; it needs no autograd."""
         from lal_triton.kernels.host.plan import Plan
 
-        single = self.kernel_size == (1, 1)
-        pooling = Pooling("mean" if single else "image", 1.0 if single else 3.0, ignore_index=255)
-        plan = Plan(logits, target, None, None, self.options, pooling, saves_exp=None)
+        plan = Plan(logits, target, None, None, *self.loss, saves_exp=None)
         gradient = torch.ones((), device=logits.device)
         forward = functools.partial(plan.forward, logits, target, None, None)
         backward = functools.partial(plan.backward, gradient, logits, None, None)
@@ -104,7 +95,7 @@ class Problem(NamedTuple):
             self.record({"step": {"saves_exp": 1}})
             self.record({"step": {"saves_exp": 0}})
         families = list(configs.FAMILIES)
-        if not configs.may_save_exp(self.options, self.shape[1], self.ratio > 1):
+        if not configs.may_save_exp(self.loss[0], self.shape[1], self.ratio > 1):
             families.remove("step")
         return sorted((each for each in asked if each.family in families), key=lambda each: families.index(each.family))
 
@@ -163,33 +154,6 @@ def is_affordable(report: Report, target: Target) -> bool:
     )
 
 
-@contextlib.contextmanager
-def start_compilers() -> Iterator[Executor]:
-    """Processes that compile; what they compile is in Triton's cache on disk when it is launched.
-
-    After an error or Ctrl-C nothing else is begun.
-    """
-    pool = ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn"), _leave_interpreter)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_interpreter() -> None:
-    """Before this process imports Triton: one that interprets the kernels cannot compile them."""
-    os.environ.pop("TRITON_INTERPRET", None)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A process that waits for work does not notice that its parent was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent
-    parent.join()
-    os._exit(1)
-
-
 def compile_candidates(
     compilers: Executor, problem: Problem, target: Target, family: str, each: Sequence[Forced]
 ) -> Iterator[list[Report]]:
@@ -203,7 +167,7 @@ def compile_candidates(
 
 
 def compile_candidate(problem: Problem, target: Target, family: str, forced: Forced) -> list[Report]:
-    """What `resources.report` gives of each kernel of the family; of "step" all kernels are."""
+    """What `compiling.report` gives of each kernel of the family; of "step" all kernels are."""
     from triton.errors import TritonError
 
     from lal_triton.kernels import compiling

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from lal_triton import steps
 from lal_triton.dispatch import choose_backend
 from lal_triton.kernels import configs
+from lal_triton.kernels.compilers import start_compilers
 from lal_triton.kernels.configs import Config, Setting
 from lal_triton.tuning import cache
 from lal_triton.tuning.candidates import (
@@ -35,7 +36,6 @@ from lal_triton.tuning.candidates import (
     candidates,
     compile_candidates,
     is_affordable,
-    start_compilers,
 )
 
 FINALISTS = 3
@@ -105,7 +105,7 @@ def tune(
         choose_backend("triton", device.type, kind)
     results = []
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with on_device, start_compilers() as compilers:
+    with on_device, start_compilers(torch.get_num_threads()) as compilers:
         for problem in problems:
             for result in _tune_problem(problem, device, compilers, progress):
                 if device.type == "cuda" or folder:  # at once: an interrupt loses no more than a family

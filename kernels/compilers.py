@@ -1,0 +1,35 @@
+"""Processes that compile kernels, for a process that may interpret them.
+
+This file imports no Triton, which reads at its import whether it interprets.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+
+
+@contextlib.contextmanager
+def start_compilers(processes: int) -> Iterator[Executor]:
+    """What they compile is in Triton's cache on disk when it is launched. After an error nothing else is begun."""
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _leave_interpreter)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_interpreter() -> None:
+    """A process that interprets the kernels cannot compile them."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process that waits for work does not notice that its parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
