@@ -273,7 +273,7 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
 
 
 def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int, stacklevel: int) -> None:
-    """Of two classes, whose standard score hides the logits, and of a class that is the void label."""
+    """Warns of two classes, whose standard score hides the logits, and of a class that is the void label."""
     if torch.compiler.is_compiling():
         return
     if num_classes == 2 and normalize:

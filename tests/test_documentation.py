@@ -2,9 +2,13 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from lal_triton.benchmarks import call_path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,3 +63,11 @@ def test_python_parses(page):
     assert blocks
     for code in blocks:
         ast.parse(code)
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="a comprehension is a call in Python 3.11, and none later")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the figures of the CPU")
+def test_files_of_a_call_are_as_many_as_told():
+    told = (ROOT / "docs/architecture.md").read_text()
+    for name, (files, returns) in call_path.measure("cpu").items():
+        assert f"| CPU, {name} | {len(files)} | {returns} |" in told
