@@ -23,6 +23,7 @@ def bytes_needed(case: Case) -> int:
     classes, taps = case.num_classes, (case.kernel_size or 1) ** 2
     floats_per_pixel = {
         "cross_entropy": 3 * classes,
+        "focal": 3 * classes + 6,
         "shift_add": 6 * classes + 1.5 * taps,
         "unfold": 6 * classes + (2 * classes + 2) * taps,
     }

@@ -32,7 +32,7 @@ class Settings(NamedTuple):
 
 
 class Case(NamedTuple):
-    name: str  # "copy" | "cross_entropy" | "own_cross_entropy" | "own_focal" | "lal" | "shift_add" | "unfold"
+    name: str  # a key of `loss_label`'s
     backend: str | None  # of our losses, else None
     compiled: bool
     kernel_size: int | None
@@ -61,6 +61,7 @@ def loss_label(name: str, backend: str | None, compiled: bool) -> str:
     known = {
         "copy": "copy of the logits",
         "cross_entropy": "F.cross_entropy",
+        "focal": "focal by F.cross_entropy",
         "own_cross_entropy": f"lal_triton CE ({backend})",
         "own_focal": f"lal_triton focal ({backend})",
         "lal": f"lal_triton ({backend})",

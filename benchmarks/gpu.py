@@ -1,25 +1,26 @@
 """Installs the checkout on a machine with a GPU, tests it natively, tunes it and measures it; needs no network.
 
-Each part is a process of its own with a time limit, below nine minutes together; one that fails, hangs or cannot start
+Each part is a process of its own with a time limit, below eight minutes together; one that fails, hangs or cannot start
 does not stop the others. After each the output folder holds what was found so far, in seven small files: summary.json,
 log.txt (the end of what each part printed), and those of COLLECTED (`lal-triton plot` draws the results). What is
 benchmarked are the configurations that ship; tuning comes last, as most of its time goes into compiling.
+
+With `--quick` it looks whether the kernels are right and what they take, in 200 seconds: see gpu_quick.py.
 """
 
 import argparse
-import contextlib
+import functools
 import importlib.util
 import json
 import os
-import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from . import gpu_quick
+from .parts import Outcome, Part, failed, format_summary, run_parts
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = {  # folders of the checkout, and where the package has them
@@ -55,15 +56,13 @@ TESTS = [  # of what runs on the GPU, the kernels first: the time may not suffic
 SECONDS = {  # of the parts, in their order; what one leaves, those after it may use
     "install": 20,
     "tests": 130,
-    "bench": 110,
-    "bench_upsampled": 50,
+    "bench": 85,
+    "bench_upsampled": 45,
     "overhead": 30,
     "sanitizer": 35,
-    "tune": 65,
-    "tune_upsampled": 40,
+    "tune": 60,
+    "tune_upsampled": 30,
 }
-GRACE = 5  # seconds that a part has to save what it has, once interrupted
-LOG_BYTES = 12 * 1024  # of each part
 COLLECTED = {  # files of the output folder, and which of the scratch folder they are
     "failures.txt": "failures.txt",
     "tuning.json": "tuning/*.json",
@@ -91,22 +90,36 @@ NOT_DRY: dict[str, list[str] | str] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Install the checkout on a GPU, test it, tune it and measure it.")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the seven files")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the files, those of --quick in its folder quick"
+    )
+    parser.add_argument("--quick", action="store_true", help="every kernel once, and the rows to look at first")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU: kernels interpreted, tiny sizes")
     tests = [CHECKOUT / "tests" / f"test_{name}.py" for name in TESTS]
     parser.add_argument("--tests", nargs="+", type=Path, default=tests, help="what pytest runs")
     arguments = parser.parse_args()
-    output = arguments.output.resolve()
+    output = (arguments.output / "quick" if arguments.quick else arguments.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        tests = [path.resolve() for path in arguments.tests]
-        summary = run_parts(output, Path(scratch), tests, arguments.dry_run)
-    print(json.dumps(summary, indent=1))
-    return int(any(part["rc"] != 0 for part in summary.values() if "rc" in part))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        scratch = Path(folder)
+        environment = environment_of(scratch, arguments.dry_run)
+        if arguments.quick:
+            assemble_package(scratch / "site")
+            planned = gpu_quick.list_parts(CHECKOUT, scratch / "site", output, arguments.dry_run)
+            summary = run_parts(planned, environment | gpu_quick.ENVIRONMENT, scratch, output)
+        else:
+            copy_sources(scratch / "source")
+            tests = [path.resolve() for path in arguments.tests]
+            planned = list_parts(scratch, tests, arguments.dry_run)
+            summary = run_parts(planned, environment, scratch, output, functools.partial(collect, scratch, output))
+    print(f"\n{format_summary(summary)}")
+    if arguments.quick:
+        print(gpu_quick.format_table(output))
+    return int(any(map(failed, summary.values())))
 
 
-def run_parts(output: Path, scratch: Path, tests: list[Path], dry_run: bool) -> dict[str, dict[str, Any]]:
-    """How each part ended, or why it was skipped; "tuned" settings there were by then, all others ran as pinned."""
+def environment_of(scratch: Path, dry_run: bool) -> dict[str, str]:
+    """Of the parts' processes, which find the package in the scratch folder and run what ships, or what they tuned."""
     environment = os.environ | {
         "PYTHONPATH": str(scratch / "site"),
         "PYTHONUNBUFFERED": "1",
@@ -118,27 +131,12 @@ def run_parts(output: Path, scratch: Path, tests: list[Path], dry_run: bool) -> 
     if dry_run:
         environment |= {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
         environment["PYTHONWARNINGS"] = "ignore::RuntimeWarning:triton.runtime.interpreter"
-    copy_sources(scratch / "source")
-    log = output / "log.txt"
-    log.write_bytes(b"")
-    summary: dict[str, dict[str, Any]] = {}
-    deadline = time.monotonic()
+    return environment
+
+
+def list_parts(scratch: Path, tests: list[Path], dry_run: bool) -> Iterator[Part]:
     for name, command in commands(scratch, tests, dry_run).items():
-        deadline += SECONDS[name] + GRACE
-        if isinstance(command, str):
-            summary[name] = {"skipped": command}
-        else:
-            with log.open("ab") as file:
-                file.write(f"==== {name}: {shlex.join(command)}\n".encode())
-            summary[name] = run_part(command, deadline - GRACE - time.monotonic(), environment, scratch, log)
-        if name == "install":
-            summary[name]["by"] = "pip"
-            if summary[name]["rc"] != 0:  # such as setuptools older than pyproject.toml asks for, and no network
-                assemble_package(scratch / "site")
-                summary[name] |= {"by": "copying", "rc": 0}
-        summary[name]["tuned"] = collect(scratch, output)
-        (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    return summary
+        yield Part(SECONDS[name], {name: command})
 
 
 def commands(scratch: Path, tests: list[Path], dry_run: bool) -> dict[str, list[str] | str]:
@@ -172,9 +170,9 @@ def commands(scratch: Path, tests: list[Path], dry_run: bool) -> dict[str, list[
 
 
 def sanitizer(dry_run: bool) -> list[str] | str:
-    """Watches `step`, with each tensor in memory of its own, so that what is beyond its end is no other's."""
-    device = "cpu" if dry_run else "cuda"
-    watched = [sys.executable, "-c", f"from lal_triton.benchmarks import gpu; gpu.step({device!r})"]
+    """Watches two checks, with each tensor in memory of its own, so that what is beyond its end is no other's."""
+    checks = ["cross-entropy"] if dry_run else ["LAL 5", "LAL 5, x4"]
+    watched = [sys.executable, str(CHECKOUT / "tests" / "kernel_checks.py"), "--launch-only", *checks]
     if dry_run:
         return watched
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ] + ["/usr/local/cuda"]
@@ -184,26 +182,6 @@ def sanitizer(dry_run: bool) -> list[str] | str:
         return "no compute-sanitizer on PATH, in CUDA_HOME/bin or in /usr/local/cuda/bin"
     options = ["--tool", "memcheck", "--error-exitcode", "1", "--report-api-errors", "no"]
     return ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", found, *options, *watched]
-
-
-def step(device: str) -> None:
-    """LAL 5 x 5 and its gradient, at full resolution and upsampled, beside the float64 reference; fills no block."""
-    import torch
-
-    from lal_triton import LocallyAdaptiveLoss
-
-    images, classes, height, width = (1, 3, 4, 8) if device == "cpu" else (2, 21, 44, 76)
-    target = torch.randint(classes, (images, height, width), device=device)
-    for ratio in (1, 4):
-        size = (images, classes, height // ratio, width // ratio)
-        logits = torch.randn(size, device=device, requires_grad=True)
-        LocallyAdaptiveLoss(kernel_size=5, backend="triton")(logits, target).backward()
-        oracle = logits.detach().double().requires_grad_()
-        LocallyAdaptiveLoss(kernel_size=5, backend="reference")(oracle, target).backward()
-        assert logits.grad is not None
-        assert oracle.grad is not None
-        error = (logits.grad - oracle.grad).norm() / oracle.grad.norm()
-        assert error < 1e-4, f"upsampled by {ratio} the gradient has a relative error of {error:.2g}"
 
 
 def copy_sources(folder: Path) -> None:
@@ -223,64 +201,18 @@ def assemble_package(site: Path) -> None:
         shutil.copytree(CHECKOUT / folder, site / place, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def collect(scratch: Path, output: Path) -> int:
-    """Copies what there is by now; the number of settings that were tuned."""
-    for name, pattern in COLLECTED.items():
+def collect(scratch: Path, output: Path, name: str, outcome: Outcome) -> None:
+    """Copies what there is by now, and tells how many settings were tuned by then: all others ran as pinned."""
+    if name == "install":
+        outcome["by"] = "pip"
+        if failed(outcome):  # such as setuptools older than pyproject.toml asks for, and no network
+            assemble_package(scratch / "site")
+            outcome |= {"by": "copying", "rc": 0}
+    for file, pattern in COLLECTED.items():
         for path in scratch.glob(pattern):
-            shutil.copy(path, output / name)
+            shutil.copy(path, output / file)
     tuned = scratch.glob(COLLECTED["tuning.json"])
-    return sum(len(json.loads(path.read_text())["entries"]) for path in tuned)
-
-
-def run_part(
-    command: list[str], seconds: float, environment: dict[str, str], folder: Path, log: Path
-) -> dict[str, Any]:
-    """Runs outside the checkout, whose folders would shadow the installed package; adds the end of its output to `log`.
-
-    The exit status is 127 where the command could not be started.
-    """
-    start = time.monotonic()
-    rc, timed_out = 127, False
-    with tempfile.TemporaryFile() as output:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=folder,
-                start_new_session=True,
-                preexec_fn=heed_interrupts,
-            )
-            rc, timed_out = wait(process, seconds)
-        except OSError as error:
-            output.write(f"{error}\n".encode())
-        output.seek(max(0, output.seek(0, os.SEEK_END) - LOG_BYTES))
-        with log.open("ab") as file:
-            file.write(output.read())
-    return {"rc": rc, "seconds": round(time.monotonic() - start, 1), "timed_out": timed_out}
-
-
-def heed_interrupts() -> None:
-    """A background job of a shell ignores SIGINT, and so would its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def wait(process: subprocess.Popen[bytes], seconds: float) -> tuple[int, bool]:
-    """Interrupts the process and its children after `seconds`, and kills them where that does not help.
-
-    Children that outlive it are killed in any case: they would disturb what is measured next.
-    """
-    try:
-        for timed_out, limit, number in ((False, seconds, signal.SIGINT), (True, GRACE, signal.SIGKILL)):
-            try:
-                return process.wait(limit), timed_out
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, number)
-        return process.wait(), True
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    outcome["tuned"] = sum(len(json.loads(path.read_text())["entries"]) for path in tuned)
 
 
 if __name__ == "__main__":

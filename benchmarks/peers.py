@@ -1,6 +1,6 @@
-"""What one would write without this package: the same loss (count average, Minkowski pooling) in plain PyTorch.
+"""What one would write without this package: the same losses in plain PyTorch, LAL by count and with Minkowski pooling.
 
-Both need a valid pixel in every image, which the scenes of the benchmark have.
+All need a valid pixel in every image, which the scenes of the benchmark have.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,14 @@ def upsampled(loss: Callable[[Tensor], Tensor], size: torch.Size) -> Callable[[T
         return loss(F.interpolate(logits, size, mode="bilinear", align_corners=False))
 
     return upsample_first
+
+
+def focal_loss(
+    logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0, ignore_index: int = 255
+) -> Tensor:
+    """Softmax focal loss, its mean over the valid pixels."""
+    losses = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
+    return (alpha * (1 - torch.exp(-losses)) ** gamma * losses).sum() / (target != ignore_index).sum()
 
 
 def unfold_lal(logits: Tensor, target: Tensor, kernel_size: int = 5, p: float = 3.0, ignore_index: int = 255) -> Tensor:

@@ -2,11 +2,10 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,30 +32,41 @@ EFFORTS = {  # by device and --quick
 
 Row = dict[str, Any]
 Scenes = dict[int, list[Scene]]  # by the number of classes
-Examples = dict[int, list[tuple[np.ndarray, np.ndarray]]]  # logits and labels of the scenes
+Batches = Callable[[int, int, int, int], tuple[Tensor, Tensor]]  # of classes, images, side, upsampling
 
 
-def run(settings: Settings, scenes: Scenes, path: Path) -> None:
+def run(settings: Settings, scenes: Scenes, path: Path, planned: Sequence[Case] | None = None) -> None:
     """Writes the results after each case, so that an interrupted run leaves what it has."""
     described = environment.describe(settings.device) | {"memory_limit_bytes": settings.memory_limit}
-    examples = {
-        num_classes: [(predict(*scene, num_classes), scene.labels) for scene in scenes[num_classes]]
-        for num_classes in settings.num_classes
-    }
+    batches = make_batches(scenes)
     rows: list[Row] = []
     write_results(path, described, rows)
-    with tqdm(plan(settings), unit="case", dynamic_ncols=True, disable=None) as progress:
+    with tqdm(planned or plan(settings), unit="case", dynamic_ncols=True, disable=None) as progress:
         for case in progress:
             progress.set_description(f"{case.label}, {case.size} x {case.size}")
-            rows += measure(case, settings, examples)
+            rows += measure(case, settings, batches)
             write_results(path, described, rows)
+
+
+def make_batches(scenes: Scenes) -> Batches:
+    """Makes the logits and labels of a case, and keeps those of the last one, which mostly serve the next."""
+    examples = {
+        num_classes: [(predict(*scene, num_classes), scene.labels) for scene in given]
+        for num_classes, given in scenes.items()
+    }
+
+    @functools.lru_cache(maxsize=1)
+    def make(num_classes: int, batch_size: int, size: int, upsampling: int) -> tuple[Tensor, Tensor]:
+        return make_batch(examples[num_classes], batch_size, size, upsampling)
+
+    return make
 
 
 def write_results(path: Path, described: dict[str, object], rows: list[Row]) -> None:
     path.write_text(json.dumps({"environment": described, "rows": rows}, indent=1) + "\n")
 
 
-def measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
+def measure(case: Case, settings: Settings, batches: Batches) -> list[Row]:
     """The rows of a case; a case that cannot run gives rows that say why."""
     shared = {
         "name": case.name,
@@ -83,16 +93,16 @@ def measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
         skipped = f"does not fit: needs {needed / GIB:.1f} GiB of {settings.memory_limit / GIB:.1f} GiB"
     if skipped is None:
         try:
-            return [shared | row for row in _measure(case, settings, examples)]
+            return [shared | row for row in _measure(case, settings, batches)]
         except Exception as error:  # whatever stops one case, the others can still be measured
             skipped = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     phases = ("copy",) if case.name == "copy" else PHASES
     return [shared | _row(phase, None, skipped=skipped) for phase in phases]
 
 
-def _measure(case: Case, settings: Settings, examples: Examples) -> list[Row]:
-    logits, target = make_batch(examples[case.num_classes], case.batch_size, case.size, case.upsampling)
-    logits = logits.to(settings.device, case.dtype).requires_grad_()
+def _measure(case: Case, settings: Settings, batches: Batches) -> list[Row]:
+    logits, target = batches(case.num_classes, case.batch_size, case.size, case.upsampling)
+    logits = logits.to(settings.device, case.dtype).detach().requires_grad_()
     target = target.to(settings.device)
     effort = ONCE if case.memory_sweep else EFFORTS[settings.device.type, settings.quick]
     if case.name == "copy":
@@ -141,6 +151,8 @@ def loss_function(case: Case, target: Tensor) -> Callable[[Tensor], Tensor]:
         return functools.partial(cross_entropy, target=target, backend=case.backend)
     if case.name == "cross_entropy":
         loss = functools.partial(F.cross_entropy, target=target, ignore_index=VOID)
+    elif case.name == "focal":
+        loss = functools.partial(peers.focal_loss, target=target, ignore_index=VOID)
     else:
         peer = {"unfold": peers.unfold_lal, "shift_add": peers.shift_add_lal}[case.name]
         loss = functools.partial(peer, target=target, kernel_size=case.kernel_size, p=P, ignore_index=VOID)

@@ -1,6 +1,5 @@
 """The kernels run natively where there is a GPU and in Triton's interpreter elsewhere."""
 
-import math
 import os
 
 import pytest
@@ -60,17 +59,9 @@ def fresh_steps():
 
 
 @pytest.fixture
-def poison(monkeypatch):
-    """The kernels' outputs start as NaN, so that an element that is never written shows; gives the buffers' shapes."""
-    from lal_triton.kernels.host import launch
+def poison():
+    """The kernels' outputs start as NaN; gives the buffers' shapes."""
+    from poison import poisoning
 
-    shapes = []
-    allocate = launch.allocate
-
-    def poisoned(*arguments):
-        tensor = allocate(*arguments)
-        shapes.append(tuple(tensor.shape))
-        return tensor.fill_(math.nan if tensor.is_floating_point() else 77)
-
-    monkeypatch.setattr(launch, "allocate", poisoned)
-    return shapes
+    with poisoning() as shapes:
+        yield shapes

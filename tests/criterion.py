@@ -1,6 +1,7 @@
 """The accuracy that every backend owes: that of eager float32 PyTorch, and one rounding to the output's dtype."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +19,34 @@ def relative_error(actual: torch.Tensor, oracle: torch.Tensor) -> float:
     return float(difference / norm if norm > 0 else difference)
 
 
+class Comparison(NamedTuple):
+    """A result, eager float32 evaluations of it that differ in rounding only, and the float64 oracle.
+
+    Triton's interpreter truncates float32 to bfloat16 instead of rounding: `truncated` allows for it.
+    """
+
+    actual: torch.Tensor
+    eager: torch.Tensor | Sequence[torch.Tensor]
+    oracle: torch.Tensor
+    truncated: bool = False
+
+    def errors(self) -> tuple[float, float]:
+        """The relative error, and what is allowed: that of the worst eager evaluation, up to one unit roundoff.
+
+        NaNs must stand at the oracle's places; they are left out of the norms.
+        """
+        samples = [self.eager] if isinstance(self.eager, torch.Tensor) else self.eager
+        actual, oracle = self.actual.detach().cpu(), self.oracle.detach().cpu()
+        assert oracle.dtype == torch.float64
+        assert actual.shape == oracle.shape
+        defined = ~oracle.isnan()
+        assert torch.equal(~actual.isnan(), defined), "NaNs are elsewhere than the oracle's"
+        error = relative_error(actual[defined], oracle[defined])
+        noise = max(relative_error(sample.detach().cpu()[defined], oracle[defined]) for sample in samples)
+        assert noise <= MOST_NOISE, f"eager evaluation has a relative error of {noise:.3g}: it says nothing of `actual`"
+        return error, NOISE * noise + ROUNDINGS + torch.finfo(actual.dtype).eps / (1 if self.truncated else 2)
+
+
 def assert_as_accurate(
     actual: torch.Tensor,
     eager: torch.Tensor | Sequence[torch.Tensor],
@@ -25,20 +54,6 @@ def assert_as_accurate(
     *,
     truncated: bool = False,
 ) -> None:
-    """`actual` is as close to the float64 `oracle` as eager float32 evaluations are, up to one unit roundoff.
-
-    `eager` may hold several evaluations that differ in rounding only; the worst counts. NaNs must stand at the oracle's
-    places; they are left out of the norms. Triton's interpreter truncates float32 to bfloat16 instead of rounding:
-    `truncated` allows for it.
-    """
-    samples = [eager] if isinstance(eager, torch.Tensor) else eager
-    actual, oracle = actual.detach().cpu(), oracle.detach().cpu()
-    assert oracle.dtype == torch.float64
-    assert actual.shape == oracle.shape
-    defined = ~oracle.isnan()
-    assert torch.equal(~actual.isnan(), defined), "NaNs are elsewhere than the oracle's"
-    error = relative_error(actual[defined], oracle[defined])
-    noise = max(relative_error(sample.detach().cpu()[defined], oracle[defined]) for sample in samples)
-    assert noise <= MOST_NOISE, f"eager evaluation has a relative error of {noise:.3g}: it says nothing of `actual`"
-    allowed = NOISE * noise + ROUNDINGS + torch.finfo(actual.dtype).eps / (1 if truncated else 2)
+    """`actual` is as close to the float64 `oracle` as eager float32 evaluations are."""
+    error, allowed = Comparison(actual, eager, oracle, truncated).errors()
     assert error <= allowed, f"relative error {error:.3g}, allowed {allowed:.3g}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from criterion import Comparison
 
 from lal_triton.functional import locally_adaptive_loss
 
@@ -137,6 +138,27 @@ def eager_samples(
         logits.flip(1), reversed_target, torch.float32, backend="reference", **options
     )
     return [loss, flipped], [gradient, flipped_gradient.flip(1)]
+
+
+def compare_with_reference(
+    logits: torch.Tensor, target: torch.Tensor, backend: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[Comparison, Comparison]:
+    """The loss and the gradient, of logits in this dtype."""
+    logits = logits.to(dtype)
+    loss, gradient = value_and_gradient(logits, target, dtype, backend=backend, **options)
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    oracle, oracle_gradient = value_and_gradient(logits, target, torch.float64, backend="reference", **options)
+    losses, gradients = eager_samples(logits, target, **options)
+    if loss.dim() == 0:
+        # The error of a single number is luck: what it pools is no worse than the map.
+        options = {name: value for name, value in options.items() if name not in ("p", "pool")} | {"reduction": "none"}
+        map_oracle, _ = value_and_gradient(logits, target, torch.float64, backend="reference", **options)
+        maps, _ = eager_samples(logits, target, **options)
+        norm = map_oracle.norm()
+        losses += [oracle * (1 + (sample.double() - map_oracle).norm() / norm) for sample in maps if norm > 0]
+    truncated = backend == "triton" and DEVICE == "cpu" and dtype == torch.bfloat16
+    return Comparison(loss, losses, oracle), Comparison(gradient, gradients, oracle_gradient, truncated)
 
 
 def thinned(values: Iterable[Any], every: int) -> list[Any]:

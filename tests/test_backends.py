@@ -7,7 +7,7 @@ import torch
 from criterion import assert_as_accurate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import DEVICE, OPTIONS, eager_samples, make_case, make_problem, value_and_gradient
+from problems import DEVICE, OPTIONS, compare_with_reference, make_case, make_problem, value_and_gradient
 
 from lal_triton import steps
 from lal_triton.functional import locally_adaptive_loss
@@ -19,22 +19,8 @@ HALF = [torch.float16, torch.bfloat16]
 
 
 def assert_matches_reference(logits, target, backend, dtype=torch.float32, **options):
-    logits = logits.to(dtype)
-    loss, gradient = value_and_gradient(logits, target, dtype, backend=backend, **options)
-    assert loss.dtype == torch.float32
-    assert gradient.dtype == dtype
-    oracle, oracle_gradient = value_and_gradient(logits, target, torch.float64, backend="reference", **options)
-    losses, gradients = eager_samples(logits, target, **options)
-    if loss.dim() == 0:
-        # The error of a single number is luck: what it pools is no worse than the map.
-        options = {name: value for name, value in options.items() if name not in ("p", "pool")} | {"reduction": "none"}
-        map_oracle, _ = value_and_gradient(logits, target, torch.float64, backend="reference", **options)
-        maps, _ = eager_samples(logits, target, **options)
-        norm = map_oracle.norm()
-        losses += [oracle * (1 + (sample.double() - map_oracle).norm() / norm) for sample in maps if norm > 0]
-    assert_as_accurate(loss, losses, oracle)
-    truncated = backend == "triton" and DEVICE == "cpu" and dtype == torch.bfloat16
-    assert_as_accurate(gradient, gradients, oracle_gradient, truncated=truncated)
+    for comparison in compare_with_reference(logits, target, backend, dtype, **options):
+        assert_as_accurate(*comparison[:3], truncated=comparison.truncated)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

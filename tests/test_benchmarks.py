@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lal_triton import cli, functional
+from lal_triton import functional
 
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
@@ -24,10 +23,8 @@ from lal_triton.benchmarks import (
     capacity,
     cases,
     environment,
-    gpu,
     load,
     memory,
-    overhead,
     peers,
     runner,
     scenes,
@@ -58,6 +55,16 @@ def test_peers_compute_the_loss_and_its_gradient(peer, kernel_size, p):
     logits, target = blocky_example()
     expected = functional.locally_adaptive_loss(logits, target, kernel_size=kernel_size, p=p, backend="reference")
     found = peer(logits, target, kernel_size, p)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    (found_gradient,) = torch.autograd.grad(found, logits)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(found_gradient, expected_gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_focal_peer_computes_the_loss_and_its_gradient():
+    logits, target = blocky_example()
+    expected = functional.focal_loss(logits, target, backend="reference")
+    found = peers.focal_loss(logits, target)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     (found_gradient,) = torch.autograd.grad(found, logits)
     (expected_gradient,) = torch.autograd.grad(expected, logits)
@@ -207,7 +214,7 @@ def test_memory_of_cross_entropy_is_three_times_the_logits():
     assert peak / logits.nbytes == pytest.approx(3, abs=0.001)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "shift_add", "unfold"])
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "shift_add", "unfold"])
 @pytest.mark.parametrize("kernel_size", [3, 7])
 @pytest.mark.parametrize("upsampling", [1, 4])
 def test_what_peers_need_is_estimated_from_above(name, kernel_size, upsampling):
@@ -444,10 +451,9 @@ def test_rows_of_small_logits_tell_their_sizes(upsampled_results):
 
 def test_peers_that_do_not_fit_are_skipped_and_ours_are_not():
     settings = upsampled_settings(memory_limit=0, ratios=(4,), sweep=(), num_classes=(3,))
-    scene = scenes.read_nuclei(3)
-    examples = {3: [(scenes.predict(*scene, 3), scene.labels)]}
+    batches = runner.make_batches({3: [scenes.read_nuclei(3)]})
     for case in cases.plan(settings):
-        for row in runner.measure(case, settings, examples):
+        for row in runner.measure(case, settings, batches):
             refused = case.name in ("cross_entropy", "unfold")
             assert (row["needed_bytes"] is not None) == refused
             assert (row["skipped"] or "").startswith("does not fit: needs") == refused
@@ -482,158 +488,3 @@ def test_plots_of_small_logits_show_what_does_not_fit(upsampled_results, tmp_pat
     lines = {line.get_label(): line for line in upsampled.draw_memory(steps, data["environment"]).axes[0].get_lines()}
     assert list(lines["F.interpolate + LAL by F.unfold, K = 1"].get_ydata()) == [5, 5]
     assert list(lines["lal_triton (reference), LAL, K = 1"].get_xdata()) == [8, 32]
-
-
-# ---- the GPU script
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the script runs this, and for real")
-@pytest.mark.long
-def test_gpu_script_rehearses_every_part(tmp_path):
-    test = tmp_path / "test_native.py"
-    test.write_text("import lal_triton.kernels as k\n\ndef test_installed():\n    assert 'site' in k.__file__\n")
-    output = tmp_path / "output"
-    command = [sys.executable, CHECKOUT / "benchmarks" / "gpu.py", "--dry-run", "--output", output, "--tests", test]
-    process = subprocess.run(command, capture_output=True, text=True)
-    log = (output / "log.txt").read_text()
-    assert process.returncode == 0, process.stdout + process.stderr + log
-    summary = json.loads((output / "summary.json").read_text())
-    assert list(summary) == list(gpu.SECONDS)
-    assert {name: part["skipped"] for name, part in summary.items() if "skipped" in part} == gpu.NOT_DRY
-    assert {part["rc"] for part in summary.values() if "rc" in part} == {0}
-    assert log.count("==== ") == len(gpu.SECONDS) - len(gpu.NOT_DRY)
-    assert "1 passed" in log
-    for name in ("results.json", "results_upsampled.json"):
-        rows = json.loads((output / name).read_text())["rows"]
-        assert any(row["backend"] == "triton" and row["median_ms"] for row in rows)
-    entries = json.loads((output / "tuning.json").read_text())["entries"]
-    assert summary["bench"]["tuned"] == 0 < summary["tune"]["tuned"] == len(entries)
-    assert {path.name for path in output.iterdir()} == GPU_FILES - {"failures.txt", "overhead.json"}
-
-
-GPU_FILES = {"log.txt", "summary.json", *gpu.COLLECTED}
-
-
-def run_gpu_script(output, monkeypatch, run_part):
-    """With this instead of the parts' processes; the summary."""
-    monkeypatch.setattr(gpu, "CHECKOUT", CHECKOUT)  # which it does not lie in where it is installed
-    monkeypatch.setattr(gpu, "run_part", run_part)
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(output)])
-    assert gpu.main() == 1
-    return json.loads((output / "summary.json").read_text())
-
-
-def test_gpu_script_goes_on_after_parts_that_fail(tmp_path, monkeypatch):
-    limits = []
-
-    def fail(command, seconds, environment, folder, log):
-        limits.append(seconds)
-        return {"rc": 3, "seconds": 0.0, "timed_out": False}
-
-    monkeypatch.setattr(gpu, "sanitizer", lambda dry_run: "there is none")
-    summary = run_gpu_script(tmp_path, monkeypatch, fail)
-    assert list(summary) == list(gpu.SECONDS)
-    failed = {"rc": 3, "seconds": 0.0, "timed_out": False, "tuned": 0}
-    assert summary.pop("install") == {**failed, "rc": 0, "by": "copying"}
-    assert summary.pop("sanitizer") == {"skipped": "there is none", "tuned": 0}
-    assert all(part == failed for part in summary.values())
-    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "summary.json"}
-    # each has its seconds, and those that are left over
-    assert limits[0] == pytest.approx(gpu.SECONDS["install"], abs=1)
-    assert limits == sorted(limits)
-    assert limits[-1] < sum(gpu.SECONDS.values()) + gpu.GRACE * len(gpu.SECONDS) < 9 * 60
-
-
-def test_gpu_script_keeps_what_an_interrupted_part_has_found(tmp_path, monkeypatch):
-    found = {"tune": "tuning/h100.json", "bench": "bench/results.json", "overhead": "overhead.json"}
-
-    def interrupt(command, seconds, environment, folder, log):
-        assert Path(environment["LAL_TRITON_CACHE_DIR"]) == folder / "tuning"
-        for name, path in found.items():
-            if name in command or f"lal_triton.benchmarks.{name}" in command:
-                (folder / path).parent.mkdir(exist_ok=True)
-                (folder / path).write_text('{"entries": [1, 2]}')
-        return {"rc": -2, "seconds": seconds, "timed_out": True}
-
-    summary = run_gpu_script(tmp_path, monkeypatch, interrupt)
-    assert {path.name for path in tmp_path.iterdir()} == GPU_FILES - {"failures.txt", "results_upsampled.json"}
-    assert [summary[name]["tuned"] for name in ("tests", "bench", "tune")] == [0, 0, 2]
-
-
-def test_gpu_script_passes_arguments_that_exist(tmp_path, monkeypatch):
-    parts = gpu.commands(tmp_path, [], dry_run=False)
-    assert list(parts) == list(gpu.SECONDS)
-    parser = cli.make_parser()
-    for name in gpu.ARGUMENTS:
-        arguments = parser.parse_args(parts[name][3:])
-        assert not getattr(arguments, "dry_run", False)
-    monkeypatch.setattr(overhead, "measure", lambda steps: [])
-    monkeypatch.setattr(sys, "argv", parts["overhead"][2:])
-    overhead.main()
-    assert (tmp_path / gpu.COLLECTED["overhead.json"]).exists()
-
-
-def test_gpu_script_finds_the_sanitizer_or_says_that_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setattr(gpu.shutil, "which", lambda name, path: None if str(tmp_path) in path else "elsewhere")
-    assert "no compute-sanitizer" in gpu.sanitizer(dry_run=False)
-    monkeypatch.undo()
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", "")
-    program = tmp_path / "bin" / "compute-sanitizer"
-    program.parent.mkdir()
-    program.touch(0o755)
-    command = gpu.sanitizer(dry_run=False)
-    assert command[2] == str(program)
-    assert "gpu.step('cuda')" in command[-1]
-
-
-def test_gpu_script_can_do_without_pip(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "CHECKOUT", CHECKOUT)
-    gpu.assemble_package(tmp_path)
-    code = "import lal_triton.kernels, lal_triton.benchmarks, lal_triton.plots; print(lal_triton.__file__)"
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True
-    )
-    assert found.stdout.decode().strip() == str(tmp_path / "lal_triton" / "__init__.py")
-
-
-def run_python(code, seconds, folder):
-    log = folder / "log"
-    log.write_bytes(b"")
-    return gpu.run_part([sys.executable, "-c", code], seconds, dict(os.environ), folder, log), log.read_text()
-
-
-def test_parts_are_interrupted_in_time(tmp_path):
-    code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved'); raise SystemExit(5)"
-    result, log = run_python(code, 2, tmp_path)
-    assert (result["rc"], result["timed_out"], log) == (5, True, "saved\n")
-
-
-def test_parts_that_do_not_heed_are_killed_and_so_are_children_that_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE", 1)
-    result, _ = run_python("import signal, time\nsignal.signal(2, signal.SIG_IGN)\ntime.sleep(60)", 2, tmp_path)
-    assert (result["rc"], result["timed_out"]) == (-9, True)
-    code = "import subprocess\nprint(subprocess.Popen(['sleep', '60']).pid)"
-    result, child = run_python(code, 60, tmp_path)
-    assert (result["rc"], result["timed_out"]) == (0, False)
-    for _ in range(50):  # a signal takes its time
-        if not is_running(int(child)):
-            return
-        time.sleep(0.1)
-    pytest.fail("the child goes on")
-
-
-def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] not in "ZX"
-    except OSError:
-        return False
-
-
-def test_logs_of_parts_are_short_and_name_what_cannot_be_started(tmp_path):
-    result, log = run_python("print('x' * 10**6); raise SystemExit(4)", 60, tmp_path)
-    assert (result["rc"], result["timed_out"], len(log)) == (4, False, gpu.LOG_BYTES)
-    result = gpu.run_part([str(tmp_path / "nothing")], 60, dict(os.environ), tmp_path, tmp_path / "log")
-    assert result["rc"] == 127
-    assert "No such file" in (tmp_path / "log").read_text()
