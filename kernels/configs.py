@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lal_triton.bilinear import most_pixels
 from lal_triton.kernels.host import stand_in
 from lal_triton.options import LocalLoss
 
@@ -25,6 +26,8 @@ Config = dict[str, int]
 #   local_loss_fwd,     rows, columns, strips: a program is strips x columns lanes, each owns `rows` pixels of a column;
 #   local_cost_bwd      rows x strips is a power of two and at most BAND_ROWS
 #   merge_bwd           and groups: of classes, that as many warps per strip work on at the same time
+#   cell_loss_fwd       lanes: of a program, one for each patch of a cell; columns: of a patch's pixels, at most
+#   cell_loss_bwd       lanes; columns; rows: of low-resolution pixels, down which a program goes; classes: of a program
 #   step                saves_exp: 1 if the forward saves exp(f_c - f_y), 0 if the backward merges again
 #   upsampled_loss_fwd, classes: of a block; lanes_per_point: a program's threads over the pixels of a footprint;
 #   upsampled_loss_bwd  num_stages
@@ -34,6 +37,8 @@ FAMILIES = {
     "local_cost_bwd": ("rows", "columns", "strips"),
     "merge_bwd": ("rows", "columns", "strips", "groups"),
     "step": ("saves_exp",),
+    "cell_loss_fwd": ("lanes", "columns"),
+    "cell_loss_bwd": ("lanes", "columns", "rows", "classes"),
     "upsampled_loss_fwd": ("classes", "lanes_per_point", "num_stages"),
     "upsampled_loss_bwd": ("classes", "lanes_per_point", "num_stages"),
 }
@@ -184,6 +189,9 @@ LOW_RESOLUTION_CLASSES = 16
 LOW_RESOLUTION_LANES = 128
 GATHER_BLOCK = 8
 CELLS = 128  # of a program of `interpolated_rstd_kernel`, one to a lane
+PATCH_ROWS = 5  # at most, of pixels
+MOST_CELL_COLUMNS = 64
+MOST_OFFSET = 2**31 - 1  # in 32 bits
 
 
 def padded_span(span: int) -> int:
@@ -191,8 +199,20 @@ def padded_span(span: int) -> int:
     return max(4, 1 << (span - 1).bit_length())
 
 
+def is_on_cells(options: LocalLoss) -> bool:
+    """Whether `cell_loss` serves it through an upsampling: a loss without a window or a standard score."""
+    return len(options.window) == 1 and not options.normalize
+
+
 def upsampling_is_served(low: Sequence[int], high: Sequence[int], options: LocalLoss) -> bool:
-    """Whether some tile surely has a small enough footprint: all ratios from 2 on, and windows not too large."""
+    """Whether the kernels take these sizes: `high` is at least `low`.
+
+    On cells all ratios up to MOST_CELL_COLUMNS; else where some tile surely has a small enough footprint, which all
+    ratios from 2 on have if the window is not too large.
+    """
+    if is_on_cells(options):
+        most = most_pixels(low[1], high[1], options.align_corners)
+        return most <= MOST_CELL_COLUMNS
     kernel = options.kernel_height, options.kernel_width
     size = 1
     for part, full, reach, tile in zip(low, high, kernel, TILES[-1], strict=True):
@@ -217,8 +237,9 @@ PLANES = (
     "own_logit",
     "mean",
     "rstd",
-    "top",  # the highest f_c; where exp is bounded it is f_y
+    "top",  # the highest f_c; where exp is bounded it is f_y; 0 where a cell's logits are less a pivot
     "inverse",  # 1 / xi
+    "top_minus_own",  # top - f_y
 )
 
 
@@ -230,5 +251,6 @@ def workspace_planes(options: LocalLoss, num_classes: int, upsampled: bool, save
         "rstd": options.normalize,
         "top": not options.exp_is_bounded(num_classes),
         "inverse": saves_exp,
+        "top_minus_own": upsampled and is_on_cells(options),
     }
     return tuple(name for name in PLANES if there.get(name, True))

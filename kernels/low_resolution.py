@@ -95,6 +95,28 @@ def centre_fwd_kernel(
 
 
 @triton.jit
+def logit_range_kernel(range_ptr, logits_ptr, h, w, C, strides, BLOCK: tl.constexpr):
+    """The highest and the lowest logit of each pixel, `[N, 2, h, w]`; with a NaN among them the highest is infinite."""
+    area = h.to(tl.int64) * w
+    blocks = tl.cdiv(area, BLOCK)
+    n = tl.program_id(0) // blocks
+    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < area
+    logits_ptr += n * strides.n + pixel // w * strides.h + pixel % w * strides.w
+    highest = tl.full([BLOCK], float("-inf"), tl.float32)
+    lowest = -highest
+    for _ in range(C):
+        x = tl.load(logits_ptr, mask=inside, other=0.0).to(tl.float32)
+        highest = tl.maximum(highest, x, propagate_nan=tl.PropagateNan.ALL)
+        lowest = tl.minimum(lowest, x)
+        logits_ptr += strides.c
+    highest = tl.where(highest == highest, highest, float("inf"))
+    range_ptr += 2 * n * area + pixel
+    tl.store(range_ptr, highest, mask=inside)
+    tl.store(range_ptr + area, lowest, mask=inside)
+
+
+@triton.jit
 def interpolated_rstd_kernel(
     rstd_ptr,
     source_ptr,

@@ -20,6 +20,13 @@ def nll_and_one_minus_p(max_minus_own, total):
 
 
 @triton.jit
+def refer_to_higher(top_minus_own, total):
+    """Both with f_y in place of a `top` that is lower: small losses would lose their digits."""
+    lower = tl.minimum(top_minus_own, 0.0)
+    return top_minus_own - lower, total * tl.exp(lower)
+
+
+@triton.jit
 def sum_class_weights(class_weight_ptr, C, L: tl.constexpr):
     total = C.to(tl.float32)
     if L.HAS_CLASS_WEIGHT:

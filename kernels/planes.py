@@ -6,7 +6,9 @@ import triton.language as tl
 
 from lal_triton.kernels import configs
 
-LOSSES, TOTAL, OWN_LOGIT, MEAN, RSTD, TOP, INVERSE = (tl.constexpr(i) for i in range(len(configs.PLANES)))
+LOSSES, TOTAL, OWN_LOGIT, MEAN, RSTD, TOP, INVERSE, TOP_MINUS_OWN = (
+    tl.constexpr(i) for i in range(len(configs.PLANES))
+)
 OFFSETS = tl.constexpr(len(configs.PLANES))
 
 

@@ -7,9 +7,14 @@ import triton
 import triton.language as tl
 
 from lal_triton.kernels.arithmetic import power
-from lal_triton.kernels.pixel_loss import nll_and_one_minus_p, pixel_loss_slope
-from lal_triton.kernels.planes import INVERSE, LOSSES, TOTAL, find_plane
-from lal_triton.kernels.records import LossOptions
+from lal_triton.kernels.pixel_loss import (
+    gather_class_weights,
+    nll_and_one_minus_p,
+    pixel_loss_slope,
+    refer_to_higher,
+    sum_class_weights,
+)
+from lal_triton.kernels.planes import INVERSE, LOSSES, TOP_MINUS_OWN, TOTAL, find_plane
 from lal_triton.kernels.window import VOID
 
 
@@ -139,7 +144,9 @@ def pool_fwd_kernel(
         largest = tl.max(taken, 0)
         relative = tl.div_rn(taken, tl.where(largest > 0, largest, 1.0))
         tl.store(partials + tl.program_id(0), largest)
-        tl.store(partials + size + tl.program_id(0), tl.sum(omega * power(relative, p), 0))
+        if S.HAS_POWER:
+            relative = power(relative, p)
+        tl.store(partials + size + tl.program_id(0), tl.sum(omega * relative, 0))
         tl.store(partials + 2 * size + tl.program_id(0), tl.sum(mass, 0))
         tl.debug_barrier()
         arrived = tl.atomic_add(pooled.to(tl.pointer_type(tl.int32), bitcast=True), 1, sem="acq_rel")
@@ -191,24 +198,22 @@ def pool_bwd_kernel(
     pooled_begin,
     gradient_strides,
     weight_strides,
-    centre_stride,
     p,
-    alpha,
-    gamma,
+    options,
     S: tl.constexpr,
     L: tl.constexpr,
     PRECISE: tl.constexpr,
-    SAVES_EXP: tl.constexpr,
 ):
-    """The gradient of the map of losses `[N, H, W]`; with SAVES_EXP the slopes that `merge_bwd_kernel` takes.
+    """The gradient of the map of losses `[N, H, W]`; with SLOPES those of `merge_bwd_kernel`, or of cells.
 
     1. The weight omega of each pixel's loss.
     2. The derivative of the pooled loss by that loss, a power of it by the norm.
-    3. With SAVES_EXP times the slope of the loss by exp(f_c - f_y).
+    3. With SLOPES times the slope of the loss by the exponentials of the other classes; of "cells" with label smoothing
+       a second map, of what every class loses by it.
     """
     pixels = locate_pixels(labels_ptr, pixel_weight_ptr, size.H, size.W, weight_strides, S)
     HAS_CLASS_WEIGHT: tl.constexpr = S.HAS_CLASS_WEIGHT and not S.WEIGHTS_IN_LOSS
-    omega = load_omega(pixels, class_weight_ptr, centre_stride, HAS_CLASS_WEIGHT, S.HAS_PIXEL_WEIGHT)
+    omega = load_omega(pixels, class_weight_ptr, options.centre_stride, HAS_CLASS_WEIGHT, S.HAS_PIXEL_WEIGHT)
     if S.REDUCTION == "none":
         row = pixels.row.to(tl.int64)
         col = pixels.col.to(tl.int64)
@@ -226,23 +231,38 @@ def pool_bwd_kernel(
             slope = tl.load(pooled + 3)
         if S.REDUCTION != "sum":
             factor *= slope
-        losses = find_plane(workspace_ptr, LOSSES, S, size.plane)
-        loss = tl.load(losses + pixels.plane, mask=pixels.inside, other=0.0)
-        if PRECISE:  # a high power of a rounded number is far off
-            relative = power(loss.to(tl.float64) / tl.where(norm == 0, 1.0, norm), p - 1.0).to(tl.float32)
-        else:
-            relative = power(tl.div_rn(loss, tl.where(norm == 0, 1.0, norm)), p - 1.0)
-        value = factor * omega * relative
+        value = factor * omega
+        if S.HAS_POWER:
+            losses = find_plane(workspace_ptr, LOSSES, S, size.plane)
+            loss = tl.load(losses + pixels.plane, mask=pixels.inside, other=0.0)
+            if PRECISE:  # a high power of a rounded number is far off
+                relative = power(loss.to(tl.float64) / tl.where(norm == 0, 1.0, norm), p - 1.0).to(tl.float32)
+            else:
+                relative = power(tl.div_rn(loss, tl.where(norm == 0, 1.0, norm)), p - 1.0)
+            value *= relative
         value = tl.where(omega > 0, value, 0.0)
-    if SAVES_EXP:
+    if S.SLOPES == "saved":
         totals = find_plane(workspace_ptr, TOTAL, S, size.plane)
         others = tl.load(totals + pixels.plane, mask=pixels.inside, other=0.0)
         inverses = find_plane(workspace_ptr, INVERSE, S, size.plane)
         inverse = tl.load(inverses + pixels.plane, mask=pixels.inside, other=0.0)
         nll, one_minus_p = nll_and_one_minus_p(tl.zeros_like(others), others)
         value = tl.where(pixels.label >= 0, value * inverse, 0.0)
-        options = LossOptions(centre_stride, 0.0, alpha, gamma)
         coefficient, _, _ = pixel_loss_slope(value, nll, one_minus_p, 1.0, 1.0, options, size.C, L)
         tl.store(out_ptr + pixels.plane, tl.div_rn(coefficient, 1.0 + others), mask=pixels.inside)
+    elif S.SLOPES == "cells":
+        totals = find_plane(workspace_ptr, TOTAL, S, size.plane)
+        others = tl.load(totals + pixels.plane, mask=pixels.inside, other=0.0)
+        differences = find_plane(workspace_ptr, TOP_MINUS_OWN, S, size.plane)
+        difference = tl.load(differences + pixels.plane, mask=pixels.inside, other=0.0)
+        lead, ratio = refer_to_higher(difference, others)
+        nll, one_minus_p = nll_and_one_minus_p(lead, ratio)
+        own_weight = gather_class_weights(class_weight_ptr, (pixels.label,), L)[0]
+        weight_sum = sum_class_weights(class_weight_ptr, size.C, L)
+        value = tl.where(pixels.label >= 0, value, 0.0)
+        coefficient, _, uniform = pixel_loss_slope(value, nll, one_minus_p, own_weight, weight_sum, options, size.C, L)
+        tl.store(out_ptr + pixels.plane, tl.div_rn(coefficient, tl.exp(-difference) + others), mask=pixels.inside)
+        if L.HAS_SMOOTHING:
+            tl.store(out_ptr + size.plane + pixels.plane, uniform, mask=pixels.inside)
     else:
         tl.store(out_ptr + pixels.plane, value, mask=pixels.inside)

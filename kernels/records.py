@@ -41,6 +41,7 @@ class UpsampledSize(NamedTuple):
     H: int
     W: int
     C: int
+    plane: int  # elements of each `[N, H, W]` plane of the workspace
 
 
 class LossOptions(NamedTuple):
@@ -95,10 +96,12 @@ class PoolingSpec(NamedTuple):
 
     BLOCK: int
     REDUCTION: str
+    HAS_POWER: bool  # whether p is not 1
     HAS_CLASS_WEIGHT: bool
     HAS_PIXEL_WEIGHT: bool
     WEIGHTS_IN_LOSS: bool  # class weights stand inside the smoothed loss of a pixel
     PLANES: tuple[int, ...]
+    SLOPES: str = ""  # of which exponentials the backward makes slopes: "saved", "cells", or none
 
 
 class AxisTables(NamedTuple):
@@ -158,3 +161,25 @@ class GatherSpec(NamedTuple):
     MOST_X: int
     BLOCK: int
     CLASSES: int
+
+
+class CellAxis(NamedTuple):
+    """Along an axis: the cells, and what a pixel adds to the place in its cell. See `cells`."""
+
+    start: Any  # pointer to [low + 2], the first pixel of each cell, and the end of the last
+    fraction: Any  # pointer to [low + 1], where that pixel lies between the corners
+    step: float  # from a pixel to the next, in low-resolution pixels
+
+
+class CellSpec(NamedTuple):
+    """Which patches of cells a kernel is compiled for."""
+
+    PY: int  # pixels of a patch
+    PX: int
+    QY: int  # patches of a cell
+    QX: int
+    LANES: int
+    WIDE: bool  # whether offsets in a plane of the logits, or of their gradient, need 64 bits
+    PLANES: tuple[int, ...]
+    ROWS: int = 0  # of low-resolution pixels, down which a program of the backward goes
+    CLASSES: int = 0  # of such a program

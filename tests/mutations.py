@@ -49,6 +49,7 @@ KERNELS = "tests/test_kernels.py -k 'test_merging_again or test_options or test_
 TRITON = "tests/test_backends.py -k 'triton and test_every_option'"
 CPU = "tests/test_backends.py -k 'cpu and (test_every_option or powers or bands)'"
 UPSAMPLED = "tests/test_upsampled_kernels.py -k 'test_every_ratio and lal'"
+CELLS = "tests/test_cells.py -k 'whole_ratios or options or half'"
 UPSAMPLING = "tests/test_upsampling.py -k 'test_every_option or test_every_ratio'"
 VOID = "tests/test_mutants.py -k void"
 RANKS = "tests/test_process_group.py"
@@ -333,6 +334,76 @@ MUTATIONS = [
         "counts = (c[None, :] < C) & (c[None, :] != tile.own[:, None])",
         "counts = (c[None, :] < C) & (tile.own[:, None] >= VOID)",
         UPSAMPLED,
+    ),
+    Mutation(
+        "corners swapped, on cells",
+        "kernels/cells.py",
+        "return Corners(total - x - (y - xy), x - xy, y - xy, xy)",
+        "return Corners(total - x - (y - xy), y - xy, x - xy, xy)",
+        CELLS,
+    ),
+    Mutation(
+        "a cell over the border gives to the other side",
+        "kernels/cells.py",
+        "tl.where(cell == 0, 1.0, 0.0))",
+        "0.0)",
+        CELLS,
+    ),
+    Mutation(
+        "the cell before is left out",
+        "kernels/cells.py",
+        "total += tl.gather(right, tl.maximum(lane - k, 0), 0)",
+        "total += right",
+        CELLS,
+    ),
+    Mutation(
+        "own class counted among the others, on cells",
+        "kernels/cell_loss.py",
+        "total[i] + tl.where(is_own, 0.0, terms[i])",
+        "total[i] + terms[i]",
+        CELLS,
+    ),
+    Mutation(
+        "derivative of a column not times the ratio",
+        "kernels/cell_loss.py",
+        "first * ratio * derivative",
+        "first * derivative",
+        CELLS,
+    ),
+    Mutation(
+        "classes that pixels have take the fast way",
+        "kernels/cell_loss.py",
+        "if some_far | may_hold(bits, c):  # rare",
+        "if some_far:  # rare",
+        CELLS,
+    ),
+    Mutation(
+        "parts of a cell's other patches forgotten",
+        "kernels/cell_loss.py",
+        "mask=gives_below & (part_y % S.QY > 0), other=0.0)",
+        "mask=gives_below & (part_y < 0), other=0.0)",
+        CELLS,
+    ),
+    Mutation(
+        "pivot of cells whose logits lie far apart",
+        "kernels/cells.py",
+        "return tl.where(close, tl.minimum(tl.maximum(lowest, 0.0), highest), 0.0), close",
+        "return tl.minimum(tl.maximum(lowest, 0.0), highest), close | (highest < 1e30)",
+        "tests/test_cells.py -k large",
+    ),
+    Mutation(
+        "void pixels of cells give NaN",
+        "kernels/cell_loss.py",
+        "g = tl.where(labelled, g, 0.0)",
+        "g = g + 0.0",
+        "tests/test_cells.py -k void_hides",
+    ),
+    Mutation(
+        "a NaN does not show in the range of logits",
+        "kernels/low_resolution.py",
+        "x, propagate_nan=tl.PropagateNan.ALL)",
+        "tl.where(x == x, x, highest))",
+        "tests/test_cells.py -k 'non_finite and nan'",
     ),
     Mutation(
         "stride of the centres off by one, upsampled",

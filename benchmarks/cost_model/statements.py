@@ -46,8 +46,8 @@ def parse(path: Path) -> "File":
 
 
 class Function:
-    def __init__(self, definition: ast.FunctionDef) -> None:
-        self.name = definition.name
+    def __init__(self, definition: ast.FunctionDef, marked: Collection[int]) -> None:
+        self.name, self.definition = definition.name, definition
         self.parameters = [parameter.arg for parameter in definition.args.args]
         constants = {parameter.arg for parameter in definition.args.args if is_constexpr(parameter.annotation)}
         self.assigned: dict[str, ast.expr] = {}  # what names are first set to
@@ -64,7 +64,7 @@ class Function:
                 constants.update([node.target.id] if is_constexpr(node.annotation) else [])
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 self.calls.setdefault(node.func.id, node.args)
-            elif isinstance(node, ast.If) and singles_out(node.test, constants):
+            elif isinstance(node, ast.If) and (node.lineno in marked or singles_out(node.test, constants)):
                 self.rare += node.body
 
     def given_by(self, caller: "Function") -> dict[str, ast.expr]:
@@ -74,8 +74,10 @@ class Function:
 class File:
     def __init__(self, path: Path) -> None:
         self._name = path.name
-        definitions = ast.parse(path.read_text() if path.exists() else "").body
-        functions = [Function(node) for node in definitions if isinstance(node, ast.FunctionDef)]
+        source = path.read_text() if path.exists() else ""
+        marked = {number for number, line in enumerate(source.splitlines(), 1) if line.endswith(":  # rare")}
+        definitions = ast.parse(source).body
+        functions = [Function(node, marked) for node in definitions if isinstance(node, ast.FunctionDef)]
         self._assigned: dict[str, ast.expr] = {
             node.targets[0].id: node.value
             for node in definitions
@@ -83,8 +85,19 @@ class File:
         }
         self.functions = {function.name: function for function in functions}
         self._loops = {loop.lineno: (loop, function) for function in functions for loop in function.loops}
-        rare = [statement for function in functions for statement in function.rare]
-        self.rare = {line for one in rare for line in range(one.lineno, (one.end_lineno or one.lineno) + 1)}
+        self.rare = {line for function in functions for one in function.rare for line in lines_of(one)}
+        for name, lines in self._called_at(definitions).items():
+            if lines <= self.rare and name in self.functions:
+                self.rare.update(lines_of(self.functions[name].definition))
+
+    @staticmethod
+    def _called_at(definitions: Collection[ast.stmt]) -> dict[str, set[int]]:
+        """The lines of the calls of each function."""
+        found: dict[str, set[int]] = {}
+        for node in (node for one in definitions for node in ast.walk(one)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found.setdefault(node.func.id, set()).add(node.lineno)
+        return found
 
     def loop(self, line: int, arguments: Mapping[str, Any], known: Collection[str], caller: Function) -> Range | None:
         """The range of a `for`; a `while`, whose trips the data decide, counts as one."""
@@ -105,6 +118,10 @@ class File:
         return Range(trips, abs(step), constant=names.asked.isdisjoint(arguments.keys() - known))
 
 
+def lines_of(statement: ast.stmt) -> range:
+    return range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
+
+
 def is_constexpr(annotation: ast.expr | None) -> bool:
     return annotation is not None and ast.unparse(annotation) == "tl.constexpr"
 
@@ -121,7 +138,9 @@ class Names(dict[str, Any]):
 
     def __init__(self, arguments: Mapping[str, Any], assigned: Mapping[str, ast.expr]) -> None:
         super().__init__(arguments)
-        self["tl"] = SimpleNamespace(cdiv=lambda a, b: -(-a // b), minimum=min, maximum=max, constexpr=int)
+        self["tl"] = SimpleNamespace(
+            cdiv=lambda a, b: -(-a // b), minimum=min, maximum=max, constexpr=int, program_id=lambda axis: 0
+        )
         self["configs"] = configs
         self._assigned = dict(assigned)
         self.asked: set[str] = set()

@@ -2,6 +2,7 @@
 
 plan.py             the forward and the backward of a step on tensors of one kind
 full_resolution.py  the launches where the labels have the size of the logits
+cells.py            the launches of a loss without a window where the labels are finer
 upsampled.py        the launches where the labels are finer
 pooling.py          the launches of batch pooling
 workspace.py        the buffer that the forward leaves for the backward

@@ -10,6 +10,7 @@ from torch import Tensor
 from lal_triton.kernels import configs
 from lal_triton.kernels.host import launch
 from lal_triton.kernels.host.arguments import plane_strides
+from lal_triton.kernels.host.cells import CellLoss
 from lal_triton.kernels.host.full_resolution import FullResolution
 from lal_triton.kernels.host.launch import Launch, current_stream
 from lal_triton.kernels.host.pooling import BatchPooling
@@ -55,8 +56,10 @@ class Plan:
         self._workspace_size = layout.size
         self._weighs_loss = weight is not None and weighs_in_loss(options, pooling.reduction)
         self._prepare = _preparation(logits, target, options, pooling, layout, columns)
-        self._local: FullResolution | Upsampled
-        if layout.upsampled:
+        self._local: CellLoss | FullResolution | Upsampled
+        if layout.on_cells:
+            self._local = CellLoss(logits, target, self._weighs_loss, options, layout)
+        elif layout.upsampled:
             self._local = Upsampled(logits, target, self._weighs_loss, options, layout)
         else:
             self._local = FullResolution(logits, self._weighs_loss, options, layout, columns)

@@ -8,18 +8,19 @@ from torch import Tensor
 
 from lal_triton.kernels import configs
 from lal_triton.kernels.host import launch
-from lal_triton.kernels.host.arguments import plane_strides
+from lal_triton.kernels.host.arguments import loss_options, loss_spec, plane_strides
 from lal_triton.kernels.host.launch import Launch
 from lal_triton.kernels.host.workspace import WorkspaceLayout
 from lal_triton.kernels.pooling import pool_bwd_kernel, pool_fwd_kernel
-from lal_triton.kernels.records import LossSpec, PlaneStrides, PoolingSpec, Size
+from lal_triton.kernels.records import PlaneStrides, PoolingSpec, Size
 from lal_triton.options import LocalLoss, Pooling
 
 
 class BatchPooling:
-    """From the map of losses `[N, H, W]` the pooled loss, and from its gradient that of the map, or the slopes.
+    """From the map of losses `[N, H, W]` the pooled loss, and from its gradient that of the map, or slopes.
 
-    Slopes are what `merge_bwd_kernel` takes of the gradient where the forward saves exp(f_c - f_y).
+    Slopes are what `merge_bwd_kernel` takes of the gradient where the forward saves exp(f_c - f_y), and what
+    `cell_loss_bwd_kernel` takes, `[1, N, H, W]`, and with label smoothing `[2, N, H, W]`.
     """
 
     def __init__(
@@ -34,26 +35,29 @@ class BatchPooling:
         layout: WorkspaceLayout,
     ) -> None:
         self._shape, self._device, self._map = target.shape, target.device, pooling.reduction == "none"
+        self._maps = (1 + (options.label_smoothing > 0),) if layout.on_cells else ()
         images, height, width = target.shape
         spec = PoolingSpec(
             BLOCK=configs.POOL_CHUNK,
             REDUCTION=pooling.reduction,
+            HAS_POWER=pooling.p != 1,
             HAS_CLASS_WEIGHT=weight is not None,
             HAS_PIXEL_WEIGHT=pixel_weight is not None,
             WEIGHTS_IN_LOSS=weights_in_loss,
             PLANES=layout.planes,
+            SLOPES="cells" if layout.on_cells else "saved" if layout.saves_exp else "",
         )
         common = {
             "N": images,
             "pooled_begin": layout.pooled_begin,
             "weight_strides": plane_strides(pixel_weight),
-            "centre_stride": options.stride,
             "p": pooling.p,
         }
         of_forward = {
             "H": height,
             "W": width,
             "plane_size": layout.plane_size,
+            "centre_stride": options.stride,
             "S": spec,
             "IMAGES": configs.POOL_IMAGES,
             "CHUNKS": configs.POOL_CHUNKS,
@@ -63,12 +67,10 @@ class BatchPooling:
         self._of_backward: dict[str, Any] = {
             **common,
             "size": Size(height, width, classes, layout.plane_size),
-            "alpha": options.focal_alpha,
-            "gamma": options.focal_gamma,
+            "options": loss_options(options),
             "S": spec._replace(BLOCK=configs.SLOPES_BLOCK),
-            "L": LossSpec(options.cost == "focal", HAS_CLASS_WEIGHT=False, HAS_SMOOTHING=False, BOUNDED=True),
+            "L": loss_spec(options, classes, weights_in_loss),
             "PRECISE": pooling.p > 4,
-            "SAVES_EXP": layout.saves_exp,
         }
         self._backward: dict[PlaneStrides, Launch] = {}
 
@@ -93,7 +95,7 @@ class BatchPooling:
         weight: Tensor | None,
         pixel_weight: Tensor | None,
     ) -> Tensor:
-        out = launch.allocate(self._shape, torch.float32, self._device)
+        out = launch.allocate((*self._maps, *self._shape), torch.float32, self._device)
         strides = plane_strides(gradient) if self._map else PlaneStrides()
         backward = self._backward.get(strides)
         if backward is None:

@@ -103,7 +103,7 @@ class Upsampled:
         low, high = (height, width), tuple(labels.shape[1:])
         kernel = options.kernel_height, options.kernel_width
         self._down, self._across = _tables(low, high, options.align_corners, kernel, logits.device)
-        self._size = UpsampledSize(height, width, *high, classes)
+        self._size = UpsampledSize(height, width, *high, classes, layout.plane_size)
         self._out_strides = Strides(*torch.empty_like(self._like).stride())
         tiles = len(self._down.base), len(self._across.base)
         self._loss = {

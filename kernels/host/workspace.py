@@ -30,7 +30,10 @@ class WorkspaceLayout:
         self.plane_size = math.prod(labels)
         self._planes_size = len(self._names) * self.plane_size
         self.pooled_begin = self._planes_size + configs.offsets_size(labels, options, self.upsampled)
-        self.size = self.pooled_begin + configs.pooled_size(labels, pooling.reduction)
+        self.range_begin = self.pooled_begin + configs.pooled_size(labels, pooling.reduction)
+        self.on_cells = self.upsampled and configs.is_on_cells(options)
+        images, _, height, width = logits
+        self.size = self.range_begin + (2 * images * height * width if self.on_cells else 0)
 
     def views(self, workspace: Tensor) -> dict[str, Tensor]:
         """The planes by name, `[N, H, W]` each."""

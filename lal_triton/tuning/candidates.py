@@ -113,6 +113,8 @@ def candidates(setting: Setting) -> list[Config]:
         "lanes_per_point": (2, 4, 8),
         "num_stages": (1, 2, 3),
     }
+    if setting.family.startswith("cell_loss"):
+        space |= {"lanes": (32,), "columns": (5, 8), "rows": (4, 8, 16), "classes": (8, 16, 32)}
     names = configs.FAMILIES[setting.family]
     values = itertools.product(*(space[name] for name in names))
     return [config for each in values if _is_small(config := dict(zip(names, each, strict=True)))]
