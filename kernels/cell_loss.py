@@ -153,7 +153,7 @@ def sum_exp_slowly(
 ):
     """Each pixel's sum over c != y of exp2(f_c - top), f_y, and top: 0 in close cells, else the highest f.
 
-    All f are less the pivot, which is 0 in other cells. Gives the corners' sums over the classes, too.
+    All f are less the pivot. Gives the corners' sums over the classes, too.
     """
     PX: tl.constexpr = S.PX
     zero = tl.zeros_like(pivot)

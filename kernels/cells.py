@@ -81,7 +81,7 @@ def load_corners(plane, offsets, scale, shift):
 def find_pivot(range_ptr, size, n, down, across, scale, S: tl.constexpr):
     """scale x what is nearest 0 between a cell's lowest and highest logit, and whether these are within MOST_SPREAD.
 
-    Differences from this pivot are rounded by no more than the logits. Where they are not, it is 0.
+    Differences from this pivot are rounded by no more than the logits.
     """
     area = size.h.to(tl.int64) * size.w
     range_ptr += 2 * n * area
@@ -90,8 +90,7 @@ def find_pivot(range_ptr, size, n, down, across, scale, S: tl.constexpr):
     low = load_corners(range_ptr + area, offsets, scale, 0.0)
     highest = tl.maximum(tl.maximum(high.a, high.b), tl.maximum(high.c, high.d))
     lowest = tl.minimum(tl.minimum(low.a, low.b), tl.minimum(low.c, low.d))
-    close = highest - lowest <= MOST_SPREAD
-    return tl.where(close, tl.minimum(tl.maximum(lowest, 0.0), highest), 0.0), close
+    return tl.minimum(tl.maximum(lowest, 0.0), highest), highest - lowest <= MOST_SPREAD
 
 
 @triton.jit

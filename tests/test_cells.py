@@ -115,8 +115,9 @@ def test_large_logits(scale, options):
     check(*make_cells(scale=scale), **options)
 
 
-def test_common_offset(small_patches):
-    check(*make_cells(offset=1e3), label_smoothing=0.1)
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_common_offset(small_patches, scale):
+    check(*make_cells(scale=scale, offset=1e3), label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("scale", [7.0, 10.0, 100.0])

@@ -39,6 +39,7 @@ def shipped_cases():
     for i, kernel in enumerate(("prepare_fwd", "pool_fwd", "pool_bwd")):
         yield from ([kernel, 3, DTYPES[i], target, {}] for target in TARGETS[:2])
     yield from upsampled_cases(everything)
+    yield from cell_cases(everything)
     plain = {"normalize": False, "window": "uniform"}
     yield ["local_loss_fwd", 1, "float16", "gfx942", plain]
     yield ["local_cost_bwd", 1, "float16", "sm_80", plain]
@@ -53,10 +54,8 @@ def upsampled_cases(everything):
     for i, (kernel, dtype) in enumerate(zip(("centre_fwd", "gather_bwd"), DTYPES[1:], strict=True)):
         yield [kernel, 5, dtype, TARGETS[i], {"upsampling": 4}]
     yield ["interpolated_rstd", 5, "float32", "sm_80", {"upsampling": 8}]
-    plain = {"normalize": False, "window": "uniform"}
-    default = [(1, {"upsampling": 4, **plain}), (5, {"upsampling": 4}), (5, {"upsampling": 8}), (7, {"upsampling": 4})]
+    default = [(5, {"upsampling": 4}), (5, {"upsampling": 8}), (7, {"upsampling": 4})]
     others = [
-        (1, {"upsampling": 2, "cost": "focal", **plain}),
         (3, {"upsampling": 4, "label_smoothing": 0.1, "weighted": True}),
         (5, {"upsampling": 4, "align_corners": True}),
         (9, {"upsampling": 2}),
@@ -66,6 +65,22 @@ def upsampled_cases(everything):
         for i, (kernel_size, options) in enumerate([*default, *others]):
             targets = {TARGETS[i % 2]} if i < len(default) else {TARGETS[i % 2], "sm_90"}
             yield from ([kernel, kernel_size, "float32", t, options] for t in TARGETS if everything or t in targets)
+
+
+def cell_cases(everything):
+    """Patches of all sizes."""
+    plain = {"normalize": False, "window": "uniform"}
+    each = [
+        {"upsampling": 8},
+        {"upsampling": 2, "cost": "focal"},
+        {"upsampling": 4, "align_corners": True},
+        {"upsampling": 4, "label_smoothing": 0.1, "weighted": True},
+        {"upsampling": 4},
+    ]
+    for i, (kernel, dtype) in enumerate(zip(("logit_range", "cell_loss_fwd", "cell_loss_bwd"), DTYPES, strict=True)):
+        for j, options in enumerate(each if i else each[-1:]):
+            targets = TARGETS if everything else {TARGETS[(i + j) % 3]}
+            yield from ([kernel, 1, dtype, target, {**plain, **options}] for target in targets)
 
 
 def compile_cases(cases):
@@ -104,6 +119,8 @@ def test_calls_that_differ_in_tuples_alone_do_not_share_a_function(tmp_path):
     """As they would under Triton 3.5 and 3.6, and compute something else."""
     kernels = {"upsampled_loss_bwd": {"upsampling": 4}, "upsampled_loss_fwd": {"upsampling": 4}, **KERNELS}
     cases = [[kernel, 3, "float32", "sm_90", options] for kernel, options in kernels.items()]
+    plain = {"normalize": False, "window": "uniform", "upsampling": 8, "label_smoothing": 0.1}
+    cases += [[kernel, 1, "float32", "sm_90", plain] for kernel in ("cell_loss_fwd", "cell_loss_bwd")]
     script = Path(__file__).with_name("shared_functions.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
