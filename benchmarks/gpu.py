@@ -31,6 +31,7 @@ PACKAGES = {  # folders of the checkout, and where the package has them
 }
 TESTS = [  # of what runs on the GPU, the kernels first: the time may not suffice for all
     "kernels",
+    "cells",
     "upsampled_kernels",
     "program_order",
     "ops",
