@@ -29,10 +29,10 @@ from lal_triton.kernels.cells import (
     sum_columns,
 )
 from lal_triton.kernels.pixel_loss import (
+    class_weight,
     gather_class_weights,
-    nll_and_one_minus_p,
+    nll_and_one_minus_p_from,
     pixel_loss,
-    refer_to_higher,
     sum_class_weights,
 )
 from lal_triton.kernels.planes import LOSSES, TOP, TOP_MINUS_OWN, TOTAL, find_plane
@@ -53,15 +53,6 @@ def scaled(values, factor):
     for i in tl.static_range(len(values)):
         products = products + (values[i] * factor,)
     return products
-
-
-@triton.jit
-def choose(condition, value, others):
-    """The value where the condition holds, and else each of the others."""
-    chosen = ()
-    for i in tl.static_range(len(others)):
-        chosen = chosen + (tl.where(condition, value, others[i]),)
-    return chosen
 
 
 @triton.jit
@@ -105,9 +96,7 @@ def add_exp_of_others(total, own_logit, lines, own, c):
 def weigh_corners(sums, corners, class_weight_ptr, c, L: tl.constexpr):
     """The sums of w_c x logit, for label smoothing."""
     if L.HAS_SMOOTHING:
-        w = 1.0
-        if L.HAS_CLASS_WEIGHT:
-            w = tl.load(class_weight_ptr + c).to(tl.float32)
+        w = class_weight(class_weight_ptr, c, L)
         sums = Corners(sums.a + w * corners.a, sums.b + w * corners.b, sums.c + w * corners.c, sums.d + w * corners.d)
     return sums
 
@@ -242,8 +231,7 @@ def cell_loss_fwd_kernel(
     for i in tl.static_range(len(own)):
         total = tl.where(own[i] >= 0, totals[i], 0.0)
         difference = (tops[i] - own_logit[i]) * LN2
-        lead, ratio = refer_to_higher(difference, total)
-        nll, one_minus_p = nll_and_one_minus_p(lead, ratio)
+        nll, one_minus_p = nll_and_one_minus_p_from(difference, total)
         smoothing_sum = 0.0
         if L.HAS_SMOOTHING:
             smoothing_sum = interpolate(sums, down, across, i // PX, i % PX)
@@ -428,9 +416,7 @@ def cell_loss_bwd_kernel(
                 columns = weigh_columns(exp2_lines(column_lines(corners, down, across, S.PX)), slopes)
             above, below = join_corners(share_among_corners(columns, down, across), S.QX)
             if L.HAS_SMOOTHING:
-                w = 1.0
-                if L.HAS_CLASS_WEIGHT:
-                    w = tl.load(class_weight_ptr + c).to(tl.float32)
+                w = class_weight(class_weight_ptr, c, L)
                 above -= w * uniform_above
                 below -= w * uniform_below
             above += tl.load(held + held_offsets.a, mask=gives_above, other=0.0)

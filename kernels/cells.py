@@ -104,8 +104,9 @@ def upper_weight(side, k):
 
 @triton.jit
 def column_lines(corners, down, across, PX: tl.constexpr):
-    """Of each column the value at its first pixel, and what it grows by from pixel to pixel; pairs, not records: up to
-    Triton 3.6 the records in a tuple have no names.
+    """Of each column the value at its first pixel, and what it grows by from pixel to pixel.
+
+    They are pairs: up to Triton 3.6 the records in a tuple have no names.
     """
     left = corners.c - corners.a
     right = corners.d - corners.b

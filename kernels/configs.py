@@ -188,9 +188,9 @@ LOW_RESOLUTION_BLOCK = 32
 LOW_RESOLUTION_CLASSES = 16
 LOW_RESOLUTION_LANES = 128
 GATHER_BLOCK = 8
-CELLS = 128  # of a program of `interpolated_rstd_kernel`, one to a lane
-PATCH_ROWS = 5  # at most, of pixels
-MOST_CELL_COLUMNS = 64
+CELLS = 128  # of a program of `interpolated_rstd_kernel`, and pixels of one of `logit_range_kernel`, one to a lane
+PATCH_ROWS = 5  # at most, of the pixels of a patch
+MOST_CELL_COLUMNS = 64  # of pixels, whose patches one program holds
 MOST_OFFSET = 2**31 - 1  # in 32 bits
 
 

@@ -5,7 +5,13 @@
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.pixel_loss import gather_class_weights, nll_and_one_minus_p, pixel_loss, sum_class_weights
+from lal_triton.kernels.pixel_loss import (
+    class_weight,
+    gather_class_weights,
+    nll_and_one_minus_p,
+    pixel_loss,
+    sum_class_weights,
+)
 from lal_triton.kernels.planes import INVERSE, LOSSES, TOP, TOTAL, find_plane
 from lal_triton.kernels.records import Strides
 from lal_triton.kernels.window import (
@@ -62,10 +68,7 @@ def sum_exp(view, saved, merge, own_merged, class_weight_ptr, C, S: tl.constexpr
                 new_total = new_total + (so_far + tl.where(other, tl.exp(merged[j] - highest), 0.0),)
                 new_top = new_top + (highest,)
             if L.HAS_SMOOTHING:
-                w = 1.0
-                if L.HAS_CLASS_WEIGHT:
-                    w = tl.load(class_weight_ptr + c).to(tl.float32)
-                new_sum = new_sum + (smoothing_sum[j] + w * difference,)
+                new_sum = new_sum + (smoothing_sum[j] + class_weight(class_weight_ptr, c, L) * difference,)
             else:
                 new_sum = smoothing_sum
         total = new_total

@@ -20,10 +20,19 @@ def nll_and_one_minus_p(max_minus_own, total):
 
 
 @triton.jit
-def refer_to_higher(top_minus_own, total):
-    """Both with f_y in place of a `top` that is lower: small losses would lose their digits."""
+def nll_and_one_minus_p_from(top_minus_own, total):
+    """The same, of a `top` that may be lower than f_y, which then takes its place: small losses keep their digits."""
     lower = tl.minimum(top_minus_own, 0.0)
-    return top_minus_own - lower, total * tl.exp(lower)
+    return nll_and_one_minus_p(top_minus_own - lower, total * tl.exp(lower))
+
+
+@triton.jit
+def class_weight(class_weight_ptr, c, L: tl.constexpr):
+    """That of class c, 1 where there are none."""
+    w = 1.0
+    if L.HAS_CLASS_WEIGHT:
+        w = tl.load(class_weight_ptr + c).to(tl.float32)
+    return w
 
 
 @triton.jit

@@ -10,8 +10,8 @@ from lal_triton.kernels.arithmetic import power
 from lal_triton.kernels.pixel_loss import (
     gather_class_weights,
     nll_and_one_minus_p,
+    nll_and_one_minus_p_from,
     pixel_loss_slope,
-    refer_to_higher,
     sum_class_weights,
 )
 from lal_triton.kernels.planes import INVERSE, LOSSES, TOP_MINUS_OWN, TOTAL, find_plane
@@ -255,8 +255,7 @@ def pool_bwd_kernel(
         others = tl.load(totals + pixels.plane, mask=pixels.inside, other=0.0)
         differences = find_plane(workspace_ptr, TOP_MINUS_OWN, S, size.plane)
         difference = tl.load(differences + pixels.plane, mask=pixels.inside, other=0.0)
-        lead, ratio = refer_to_higher(difference, others)
-        nll, one_minus_p = nll_and_one_minus_p(lead, ratio)
+        nll, one_minus_p = nll_and_one_minus_p_from(difference, others)
         own_weight = gather_class_weights(class_weight_ptr, (pixels.label,), L)[0]
         weight_sum = sum_class_weights(class_weight_ptr, size.C, L)
         value = tl.where(pixels.label >= 0, value, 0.0)

@@ -13,6 +13,13 @@ def most_pixels(low: int, high: int, align_corners: bool) -> int:
     return -(-high // low)
 
 
+def _places(pixel: Tensor, low: int, high: int, align_corners: bool) -> tuple[Tensor, int, int]:
+    """Where F.interpolate takes the pixels from, in low-resolution pixels: numerators, their step, the denominator."""
+    if align_corners:
+        return pixel * (low - 1), low - 1, max(high - 1, 1)
+    return (2 * pixel + 1) * low - high, 2 * low, 2 * high
+
+
 class Cells(NamedTuple):
     """The pixels of an axis by the two low-resolution pixels that they lie between.
 
@@ -27,14 +34,11 @@ class Cells(NamedTuple):
     @classmethod
     def of(cls, low: int, high: int, align_corners: bool) -> "Cells":
         pixel = torch.arange(high)
-        if align_corners:
-            numerator, denominator, span = pixel * (low - 1), max(high - 1, 1), low - 1
-        else:
-            numerator, denominator, span = (2 * pixel + 1) * low - high, 2 * high, 2 * low
+        numerator, step, denominator = _places(pixel, low, high, align_corners)
         cell = torch.div(numerator, denominator, rounding_mode="floor") + 1
         start = torch.searchsorted(cell, torch.arange(low + 2))
         fraction = (numerator % denominator).double() / denominator
-        return cls(start, fraction[start[:-1].clamp(max=high - 1)], span / denominator, int(start.diff().max()))
+        return cls(start, fraction[start[:-1].clamp(max=high - 1)], step / denominator, int(start.diff().max()))
 
 
 class Axis(NamedTuple):
@@ -51,10 +55,8 @@ class Axis(NamedTuple):
     @classmethod
     def of(cls, low: int, high: int, align_corners: bool, reach: int, device: torch.device, tile: int) -> "Axis":
         pixel = torch.arange(high, device=device)
-        if align_corners:
-            numerator, denominator = pixel * (low - 1), max(high - 1, 1)
-        else:
-            numerator, denominator = ((2 * pixel + 1) * low - high).clamp(min=0), 2 * high
+        numerator, _, denominator = _places(pixel, low, high, align_corners)
+        numerator = numerator.clamp(min=0)
         index = numerator // denominator
         fraction = (numerator - index * denominator).double() / denominator
         fraction[index == low - 1] = 0  # there is no upper pixel

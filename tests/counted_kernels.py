@@ -74,7 +74,27 @@ def interior_kernel(out, x, C, K, BLOCK: tl.constexpr):
     tl.store(out + lane, total, mask=lane < K)
 
 
-KERNELS = (straight_kernel, short_loop_kernel, nested_kernel, block_kernel, interior_kernel)
+@triton.jit
+def load_more(total, x, C):
+    for c in range(C):
+        total += tl.exp2(tl.load(x + c))
+        tl.debug_barrier()
+    return total
+
+
+@triton.jit
+def rare_kernel(out, x, C, K, BLOCK: tl.constexpr):
+    """2 C loads; the branch that a comment calls rare has C more, and as many exponentials, each time."""
+    lane = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for c in range(C):
+        total += tl.load(x + c * BLOCK + lane)
+        if tl.load(out + c) > 0:  # rare
+            total = load_more(total, x, C)
+    tl.store(out + lane, total)
+
+
+KERNELS = (straight_kernel, short_loop_kernel, nested_kernel, block_kernel, interior_kernel, rare_kernel)
 
 
 def count(function, classes):

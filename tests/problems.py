@@ -102,6 +102,15 @@ def make_case(
     return logits, target, filled
 
 
+def in_layout(logits: torch.Tensor, layout: str) -> torch.Tensor:
+    """The logits "channels_last", "sliced" out of others that are NaN, or the first image "expanded" to all."""
+    if layout == "channels_last":
+        return logits.to(memory_format=torch.channels_last)
+    if layout == "sliced":
+        return torch.stack([logits, torch.full_like(logits, torch.nan)], -1).flatten(3)[..., ::2]
+    return logits[:1].expand(len(logits), -1, -1, -1)
+
+
 def value_and_gradient(
     logits: torch.Tensor, target: torch.Tensor, dtype: torch.dtype, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import DEVICE, make_problem, step_of, value_and_gradient
+from problems import DEVICE, in_layout, make_problem, step_of, value_and_gradient
 from test_backends import assert_matches_reference
 
 pytest.importorskip("triton")
@@ -161,12 +161,7 @@ def test_half_precision(small_patches, dtype, ratio):
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded"])
 def test_layouts_and_wide_offsets(monkeypatch, layout):
     logits, target = make_cells()
-    if layout == "channels_last":
-        logits = logits.to(memory_format=torch.channels_last)
-    elif layout == "sliced":
-        logits = torch.stack([logits, torch.full_like(logits, math.nan)], -1).flatten(3)[..., ::2]
-    else:
-        logits = logits[:1].expand(2, -1, -1, -1)
+    logits = in_layout(logits, layout)
     for most in (configs.MOST_OFFSET, 0):
         monkeypatch.setattr(configs, "MOST_OFFSET", most)
         steps.clear()
@@ -229,28 +224,6 @@ def test_all_void():
     loss, gradient = value_and_gradient(logits, torch.full_like(target, 255), torch.float32, backend="triton", **PLAIN)
     assert loss == 0
     assert torch.equal(gradient, torch.zeros_like(gradient))
-
-
-@pytest.mark.parametrize("order", ["reversed", "rotated"])
-def test_bits_do_not_depend_on_the_order_of_programs(monkeypatch, small_patches, order):
-    if DEVICE != "cpu":
-        pytest.skip("a GPU takes its own order")
-    from triton.runtime import interpreter
-
-    logits, target = make_cells((3, 6), 4, classes=4)
-    options = {"backend": "triton", "reduction": "minkowski", **PLAIN}
-    first = value_and_gradient(logits, target, torch.float32, **options)
-    builder = interpreter.interpreter_builder
-    place = builder.set_grid_idx
-
-    def permuted(x, y, z):
-        count = builder.grid_dim[0]
-        place(count - 1 - x if order == "reversed" else (x + 7) % count, y, z)
-
-    monkeypatch.setattr(builder, "set_grid_idx", permuted)
-    second = value_and_gradient(logits, target, torch.float32, **options)
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
 
 
 def test_memory_is_maps_of_pixels_and_the_gradient(poison):

@@ -102,8 +102,9 @@ def test_loads_and_exponentials_are_those_of_the_source(counted, classes):
     exps = {name: counts[str(classes)][1] for name, counts in counted.items()}
     blocks = -(-classes // 16)
     expected = {"straight": 2, "short_loop": 1 + classes, "nested": 8 * classes, "block": 16 * blocks}
-    assert loads == {**expected, "interior": classes}
-    assert exps == {"straight": 1, "short_loop": classes, "nested": classes, "block": 16 * blocks, "interior": classes}
+    assert loads == {**expected, "interior": classes, "rare": 2 * classes}
+    exponentials = {"straight": 1, "short_loop": classes, "nested": classes, "block": 16 * blocks}
+    assert exps == {**exponentials, "interior": classes, "rare": 0}
 
 
 def test_instructions_grow_with_the_trips(counted):

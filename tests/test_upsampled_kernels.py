@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import DEVICE, OPTIONS, make_problem, thinned, value_and_gradient
+from problems import DEVICE, OPTIONS, in_layout, make_problem, thinned, value_and_gradient
 from test_backends import assert_matches_reference
 from test_upsampling import make_upsampled
 
@@ -108,12 +108,7 @@ def test_half_precision(dtype, options):
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded"])
 def test_layouts(layout):
     logits, target, _ = make_small({})
-    if layout == "channels_last":
-        logits = logits.to(memory_format=torch.channels_last)
-    elif layout == "sliced":
-        logits = torch.stack([logits, torch.full_like(logits, math.nan)], -1).flatten(3)[..., ::2]
-    else:
-        logits = logits[:1].expand(2, -1, -1, -1)
+    logits = in_layout(logits, layout)
     before = logits.clone()
     target = target.transpose(1, 2).contiguous().transpose(1, 2)
     assert_matches_reference(logits, target, "triton", kernel_size=3, reduction="none")

@@ -3,10 +3,11 @@
 A natural loop of the control-flow graph is told by its branch back, which has the source line of the loop's statement,
 of which `statements` knows the trips. An iteration, and the kernel around its loops, is one path through the graph, on
 which an inner loop counts as its iteration times its trips. Where ways part, the path is taken that does least of what
-only one program does; then the one that runs more loops; of those with the same loops the one with fewer calls of
-subroutines, which are the slow paths of divisions and roots; then the one with more loads, so that what is masked
-counts; then the one with the shorter loops, which are those of a tile inside the image; then the one with more stores
-and special functions; and then the shorter one. A subroutine that has to be called counts as its own path.
+only one program does, or a comment calls rare; then the one that runs more loops; of those with the same loops the one
+with fewer calls of subroutines, which are the slow paths of divisions and roots; then the one with more loads, so that
+what is masked counts; then the one with the shorter loops, which are those of a tile inside the image; then the one
+with more stores and special functions; and then the shorter one. A subroutine that has to be called counts as its own
+path.
 
 An unrolled loop leaves trips to copies of its iteration: loops of the same statement, or code outside of loops, with
 the same lines of loads, stores and special functions (its work) before or after it. How often it was unrolled is how
@@ -32,7 +33,7 @@ class Range(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What the source says about a line: the range of the loop that is there, and whether only one program runs it."""
+    """What the source says about a line: the range of the loop that is there, and whether few programs run it."""
 
     loop: Callable[[Line], Range | None]
     rare: Callable[[Line], bool]
@@ -44,7 +45,7 @@ class Path(NamedTuple):
     instructions: float = 0.0
     loads: float = 0.0
     exps: float = 0.0
-    rare: float = 0.0  # instructions of lines that only one program runs
+    rare: float = 0.0  # instructions of lines that few programs run
     trips: float = 0.0  # of all loops
     calls: float = 0.0
     looped: float = 0.0  # instructions in loops

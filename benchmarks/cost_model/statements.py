@@ -53,7 +53,7 @@ class Function:
         self.assigned: dict[str, ast.expr] = {}  # what names are first set to
         self.calls: dict[str, list[ast.expr]] = {}  # the positional arguments of the first call of each function
         self.loops: list[ast.For | ast.While] = []
-        self.rare: list[ast.stmt] = []  # what only one of the programs runs
+        self.rare: list[ast.stmt] = []  # what one of the programs runs, or a comment calls rare
         for node in ast.walk(definition):
             if isinstance(node, ast.For | ast.While):
                 self.loops.append(node)

@@ -97,11 +97,11 @@ class CellLoss:
         size, spec = self._size, self._spec("cell_loss_bwd")
         patches = triton.cdiv(size.h, spec.ROWS) * (size.w + 1) * spec.QX
         blocks = images * triton.cdiv(patches, spec.LANES - (2 * spec.QX - 1))
-        held = Strides(*self._like.new_empty(self._shape).stride()) if self._holds else self._out_strides
+        contiguous = Strides(size.C * size.h * size.w, size.h * size.w, size.w, 1)
         arguments = {
             **self._common,
             "out_strides": self._out_strides,
-            "held_strides": held,
+            "held_strides": contiguous if self._holds else self._out_strides,
             "S": spec,
         }
         return Launch(cell_loss_bwd_kernel, blocks * triton.cdiv(size.C, spec.CLASSES), spec.LANES, arguments)
