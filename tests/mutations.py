@@ -211,7 +211,7 @@ MUTATIONS = [
     Mutation(
         "smoothing without class weights",
         "kernels/forward.py",
-        "smoothing_sum[j] + w * difference,",
+        "smoothing_sum[j] + class_weight(class_weight_ptr, c, L) * difference,",
         "smoothing_sum[j] + difference,",
         "tests/test_kernels.py -k class_weights",
     ),
@@ -640,15 +640,15 @@ MUTATIONS = [
     Mutation(
         "border of the interpolation one pixel off",
         "lal_triton/bilinear.py",
-        "((2 * pixel + 1) * low - high).clamp(min=0), 2 * high",
-        "((2 * pixel + 1) * low).clamp(min=0), 2 * high",
+        "return (2 * pixel + 1) * low - high, 2 * low",
+        "return (2 * pixel + 1) * low, 2 * low",
         UPSAMPLING,
     ),
     Mutation(
         "align_corners ignored",
         "lal_triton/bilinear.py",
-        "        if align_corners:\n",
-        "        if False:\n",
+        "if align_corners:\n        return pixel",
+        "if False:\n        return pixel",
         UPSAMPLING,
     ),
     Mutation(
