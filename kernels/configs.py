@@ -29,8 +29,8 @@ Config = dict[str, int]
 #   cell_loss_fwd       lanes: of a program, one for each patch of a cell; columns: of a patch's pixels, at most
 #   cell_loss_bwd       lanes; columns; rows: of low-resolution pixels, down which a program goes; classes: of a program
 #   step                saves_exp: 1 if the forward saves exp(f_c - f_y), 0 if the backward merges again
-#   upsampled_loss_fwd, classes: of a block; lanes_per_point: a program's threads over the pixels of a footprint;
-#   upsampled_loss_bwd  num_stages
+#   upsampled_loss_fwd, lanes: of a program
+#   upsampled_loss_bwd
 FAMILIES = {
     "prepare": ("columns",),
     "local_loss_fwd": ("rows", "columns", "strips"),
@@ -39,8 +39,8 @@ FAMILIES = {
     "step": ("saves_exp",),
     "cell_loss_fwd": ("lanes", "columns"),
     "cell_loss_bwd": ("lanes", "columns", "rows", "classes"),
-    "upsampled_loss_fwd": ("classes", "lanes_per_point", "num_stages"),
-    "upsampled_loss_bwd": ("classes", "lanes_per_point", "num_stages"),
+    "upsampled_loss_fwd": ("lanes",),
+    "upsampled_loss_bwd": ("lanes",),
 }
 CLASS_BUCKETS = (32, 64, 256)
 
@@ -180,23 +180,32 @@ def pooled_size(shape: Sequence[Any], reduction: str) -> Any:
 
 SCRATCH_BYTES = 64 * 2**20  # of a backward, which takes as many images, or rows of tiles, at once as fit
 
-# The loss through an upsampling: the tiles of pixels to choose from, and the low-resolution pixels of its footprint,
-# which is the depth of the products on the tensor cores.
-TILES = ((8, 8), (4, 4))
-MOST_FOOTPRINT = 64
-LOW_RESOLUTION_BLOCK = 32
-LOW_RESOLUTION_CLASSES = 16
-LOW_RESOLUTION_LANES = 128
-GATHER_BLOCK = 8
-CELLS = 128  # of a program of `interpolated_rstd_kernel`, and pixels of one of `logit_range_kernel`, one to a lane
+# The loss through an upsampling: the pixels of a tile and of each of its lanes to choose from.
+TILES = (
+    ((8, 8), (4, 2)),
+    ((4, 4), (4, 2)),
+    ((8, 8), (4, 1)),
+    ((4, 4), (4, 1)),
+    ((2, 4), (2, 1)),
+    ((2, 2), (2, 1)),
+)
+MOST_VALUES = 145  # of a lane, in registers: see `footprint_fits`
+MOST_FOOTPRINT = 25  # beyond, the slopes of a footprint's variance take more registers than there are
+MOST_CODE = 400  # of what is compiled twice, with border tests and without: taps times footprint; its cube takes time
+LOW_RESOLUTION_LANES = 128  # of a program of `low_resolution`, each with one low-resolution pixel or cell
 PATCH_ROWS = 5  # at most, of the pixels of a patch
 MOST_CELL_COLUMNS = 64  # of pixels, whose patches one program holds
 MOST_OFFSET = 2**31 - 1  # in 32 bits
 
 
-def padded_span(span: int) -> int:
-    """Low-resolution pixels of a footprint along an axis: a power of two; tensor cores multiply no fewer than 16."""
-    return max(4, 1 << (span - 1).bit_length())
+def footprint_fits(footprint: Sequence[int], lane: tuple[int, int], kernel: tuple[int, int]) -> bool:
+    """Whether the registers of a lane hold what it knows of a footprint of so many rows and columns.
+
+    For each of its pixels a weight of each low-resolution one and of the window's columns; and the planes of T.
+    """
+    height, width = footprint
+    values = math.prod(lane) * (height * width + kernel[1]) + (2 * height - 1) * (2 * width - 1)
+    return height * width <= MOST_FOOTPRINT and values <= MOST_VALUES
 
 
 def is_on_cells(options: LocalLoss) -> bool:
@@ -207,17 +216,19 @@ def is_on_cells(options: LocalLoss) -> bool:
 def upsampling_is_served(low: Sequence[int], high: Sequence[int], options: LocalLoss) -> bool:
     """Whether the kernels take these sizes: `high` is at least `low`.
 
-    On cells all ratios up to MOST_CELL_COLUMNS; else where some tile surely has a small enough footprint, which all
-    ratios from 2 on have if the window is not too large.
+    On cells all ratios up to MOST_CELL_COLUMNS; else where some tile surely has a small enough footprint: ratios from
+    2 on, with K = 7 from 3 on.
     """
     if is_on_cells(options):
         most = most_pixels(low[1], high[1], options.align_corners)
         return most <= MOST_CELL_COLUMNS
     kernel = options.kernel_height, options.kernel_width
-    size = 1
-    for part, full, reach, tile in zip(low, high, kernel, TILES[-1], strict=True):
-        size *= padded_span(min(part, (tile + reach - 2) * part // full + 3))
-    return size <= MOST_FOOTPRINT
+    tile, lane = TILES[-1]
+    footprint = [
+        min(part, (pixels + reach - 2) * part // full + 3)
+        for part, full, reach, pixels in zip(low, high, kernel, tile, strict=True)
+    ]
+    return footprint_fits(footprint, lane, kernel)
 
 
 def saves_exp(kernel_size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> bool:
@@ -234,7 +245,7 @@ def may_save_exp(options: LocalLoss, num_classes: int, upsampled: bool) -> bool:
 PLANES = (
     "losses",
     "total",  # the sum over c != y of exp(f_c - top)
-    "own_logit",
+    "own_logit",  # of the label; through an upsampling it is f_y
     "mean",
     "rstd",
     "top",  # the highest f_c; where exp is bounded it is f_y; 0 where a cell's logits are less a pivot
@@ -245,12 +256,13 @@ PLANES = (
 
 def workspace_planes(options: LocalLoss, num_classes: int, upsampled: bool, saves_exp: bool) -> tuple[str, ...]:
     """Which PLANES, `[N, H, W]` each, the forward leaves for the backward."""
+    on_cells = upsampled and is_on_cells(options)
     there = {
-        "own_logit": not upsampled,
+        "own_logit": not on_cells,
         "mean": options.normalize and not upsampled,
         "rstd": options.normalize,
         "top": not options.exp_is_bounded(num_classes),
         "inverse": saves_exp,
-        "top_minus_own": upsampled and is_on_cells(options),
+        "top_minus_own": on_cells,
     }
     return tuple(name for name in PLANES if there.get(name, True))

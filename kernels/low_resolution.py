@@ -5,8 +5,6 @@
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.window import is_inside
-
 MOST_SPREAD = tl.constexpr(2.0**40)
 
 
@@ -34,11 +32,6 @@ def plane(k):
 
 
 @triton.jit
-def load_classes(pointer, stride, c, mask, C):
-    return tl.load(pointer + c * stride, mask=mask & (c < C), other=0.0).to(tl.float32)
-
-
-@triton.jit
 def centre_fwd_kernel(
     source_ptr,
     bad_ptr,
@@ -46,12 +39,12 @@ def centre_fwd_kernel(
     h,
     w,
     C,
+    pixels,
     strides,
     NORMALIZE: tl.constexpr,
     BLOCK: tl.constexpr,
-    CLASSES: tl.constexpr,
 ):
-    """Logits less their mean over the classes, `[N, h, w, C]`; pixels with a logit that is not finite: 0, and bad.
+    """Logits less their mean over the classes, `[N, C, h, w]`; pixels with a logit that is not finite: 0, and bad.
 
     With NORMALIZE, so are those with a logit farther than MOST_SPREAD from the mean: the gradient of a standard score
     has the third power of 1 / std, which would vanish.
@@ -60,38 +53,33 @@ def centre_fwd_kernel(
     2. What rounding left of it, and the largest difference from it.
     3. The differences.
     """
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < pixels
     area = h.to(tl.int64) * w
-    blocks = tl.cdiv(area, BLOCK)
-    n = tl.program_id(0) // blocks
-    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < area
-    pointer = (logits_ptr + n * strides.n + pixel // w * strides.h + pixel % w * strides.w)[:, None]
+    n = index // area
+    pixel = index % area
+    logits_ptr += n * strides.n + pixel // w * strides.h + pixel % w * strides.w
     stride_c = strides.c.to(tl.int64)
-    mask = inside[:, None]
-    classes = tl.arange(0, CLASSES)[None, :]
-    first = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+    first = tl.load(logits_ptr, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
-    for c0 in range(0, C, CLASSES):
-        x = load_classes(pointer, stride_c, c0 + classes, mask, C)
-        total += tl.sum(tl.where(c0 + classes < C, x - first, 0.0), 1)
-    mean = first + (total / C)[:, None]
+    for c in range(C):
+        total += tl.load(logits_ptr + c * stride_c, mask=inside, other=0.0).to(tl.float32) - first
+    mean = first + total / C
     rest = tl.zeros([BLOCK], tl.float32)
     spread = tl.zeros([BLOCK], tl.float32)
-    for c0 in range(0, C, CLASSES):
-        x = load_classes(pointer, stride_c, c0 + classes, mask, C)
-        difference = tl.where(c0 + classes < C, x - mean, 0.0)
-        rest += tl.sum(difference, 1)
-        spread = tl.maximum(spread, tl.max(tl.abs(difference), 1))
+    for c in range(C):
+        difference = tl.load(logits_ptr + c * stride_c, mask=inside, other=0.0).to(tl.float32) - mean
+        rest += difference
+        spread = tl.maximum(spread, tl.abs(difference))
     rest = rest / C
     finite = tl.abs(rest) < float("inf")
     if NORMALIZE:
         finite = finite & (spread < MOST_SPREAD)
-    pixel += n * area
-    tl.store(bad_ptr + pixel, tl.where(finite, 0, 1), mask=inside)
-    for c0 in range(0, C, CLASSES):
-        x = load_classes(pointer, stride_c, c0 + classes, mask, C) - mean - rest[:, None]
-        x = tl.where(finite[:, None], x, 0.0)
-        tl.store(source_ptr + pixel[:, None] * C + c0 + classes, x, mask=mask & (c0 + classes < C))
+    tl.store(bad_ptr + index, tl.where(finite, 0, 1), mask=inside)
+    source_ptr += n * C * area + pixel
+    for c in range(C):
+        x = tl.load(logits_ptr + c * stride_c, mask=inside, other=0.0).to(tl.float32) - mean - rest
+        tl.store(source_ptr + c * area, tl.where(finite, x, 0.0), mask=inside)
 
 
 @triton.jit
@@ -144,19 +132,21 @@ def interpolated_rstd_kernel(
     valid = index < cells
     i = (index // w % size.h).to(tl.int32)
     j = (index % w).to(tl.int32)
-    here = source_ptr + index * C
-    right = tl.where(j + 1 < w, C, 0)
-    below = tl.where(i + 1 < size.h, w * C, 0)
+    area = size.h.to(tl.int64) * w
+    here = source_ptr + index // area * C * area + index % area
+    right = tl.where(j + 1 < w, 1, 0)
+    below = tl.where(i + 1 < size.h, w, 0)
     zero = tl.zeros([BLOCK], tl.float64)
     squares = (zero, zero, zero, zero)
     rightward = (zero, zero)
     downward = (zero, zero)
     diagonal = zero
-    for c in range(C):
-        p = tl.load(here + c, mask=valid, other=0.0).to(tl.float64)
-        q = tl.load(here + (right + c), mask=valid, other=0.0).to(tl.float64)
-        r = tl.load(here + (below + c), mask=valid, other=0.0).to(tl.float64)
-        s = tl.load(here + (below + right + c), mask=valid, other=0.0).to(tl.float64)
+    for _ in range(C):
+        p = tl.load(here, mask=valid, other=0.0).to(tl.float64)
+        q = tl.load(here + right, mask=valid, other=0.0).to(tl.float64)
+        r = tl.load(here + below, mask=valid, other=0.0).to(tl.float64)
+        s = tl.load(here + (below + right), mask=valid, other=0.0).to(tl.float64)
+        here += area
         squares = (squares[0] + p * p, squares[1] + q * q, squares[2] + r * r, squares[3] + s * s)
         rightward = (rightward[0] + p * q, rightward[1] + r * s)
         downward = (downward[0] + p * r, downward[1] + q * s)
@@ -165,6 +155,7 @@ def interpolated_rstd_kernel(
     first_x = tl.load(cells_x.start + j, mask=valid, other=0)
     last_y = tl.load(cells_y.start + i + 1, mask=valid, other=0)
     last_x = tl.load(cells_x.start + j + 1, mask=valid, other=0)
+    share = 1.0 / C.to(tl.float64)
     rstd_ptr += (index // w // size.h) * size.H * size.W
     for m in range(most_y):
         y = first_y + m
@@ -178,37 +169,44 @@ def interpolated_rstd_kernel(
             inside = (y < last_y) & (x < last_x)
             u = tl.load(cells_x.fraction + x, mask=inside, other=0.0).to(tl.float64)
             norm = (1.0 - u) * (1.0 - u) * left + u * u * far + 2.0 * u * (1.0 - u) * product
-            value = tl.rsqrt(tl.maximum(norm, 0.0) / C + eps)
-            tl.store(rstd_ptr + y.to(tl.int64) * size.W + x, value.to(tl.float32), mask=inside)
+            value = tl.div_rn(1.0, tl.sqrt_rn((tl.maximum(norm, 0.0) * share + eps).to(tl.float32)))
+            tl.store(rstd_ptr + y.to(tl.int64) * size.W + x, value, mask=inside)
 
 
 @triton.jit
-def list_parts(n, y, x, axis_y, axis_x, S: tl.constexpr):
-    """Where the parts of the tiles for low-resolution pixel (y, x) are among all parts; -1 where there are no more."""
+def list_tiles(low, axis, MOST: tl.constexpr):
+    """Along an axis: the tiles whose footprints hold a low-resolution pixel, and where; -1 where no more are."""
+    first = tl.load(axis.first + low, mask=low >= 0, other=0)
+    tiles = ()
+    places = ()
+    for k in tl.static_range(MOST):
+        exists = (first + k < axis.begin + axis.tiles) & (low >= 0)
+        place = low - tl.load(axis.base + first + k, mask=exists, other=0)
+        tiles = tiles + (first + k - axis.begin,)
+        places = places + (tl.where(exists & (first + k >= axis.begin) & (place < axis.span), place, -1),)
+    return tiles, places
+
+
+@triton.jit
+def list_parts(n, down, across, axis_y, axis_x, S: tl.constexpr):
+    """Where the parts of these tiles are in a channel of them; -1 where no more are."""
     MOST: tl.constexpr = S.MOST_Y * S.MOST_X
-    tile_y = tl.load(axis_y.first + y, mask=y >= 0, other=0)
-    tile_x = tl.load(axis_x.first + x, mask=x >= 0, other=0)
     listed = ()
     for k in tl.static_range(MOST):
-        ty = tile_y + k // S.MOST_X
-        tx = tile_x + k % S.MOST_X
-        exists = (ty < axis_y.begin + axis_y.tiles) & (tx < axis_x.tiles) & (y >= 0) & (x >= 0)
-        in_y = y - tl.load(axis_y.base + ty, mask=exists, other=0)
-        in_x = x - tl.load(axis_x.base + tx, mask=exists, other=0)
-        exists = exists & (in_y >= 0) & (in_y < axis_y.span) & (in_x >= 0) & (in_x < axis_x.span)
-        tile = (n * axis_y.tiles + ty - axis_y.begin) * axis_x.tiles + tx
-        part = tile * axis_y.span * axis_x.span + in_y * axis_x.span + in_x
-        listed = listed + (tl.where(exists, part, -1),)
+        tile = (n * axis_y.tiles + down[0][k // S.MOST_X]) * axis_x.tiles + across[0][k % S.MOST_X]
+        in_y = down[1][k // S.MOST_X]
+        in_x = across[1][k % S.MOST_X]
+        part = (tile // S.TILES * (axis_y.span * axis_x.span) + in_y * axis_x.span + in_x) * S.TILES + tile % S.TILES
+        listed = listed + (tl.where((in_y >= 0) & (in_x >= 0), part, -1),)
     return listed
 
 
 @triton.jit
-def sum_parts(parts_ptr, listed, pitch, channel, mask):
-    """The sum of a channel, in the order of the tiles."""
+def sum_parts(channel_ptr, listed, mask):
+    """The sum of a channel's parts, in the order of the tiles."""
     total = tl.zeros(mask.shape, tl.float32)
     for k in tl.static_range(len(listed)):
-        here = parts_ptr + listed[k].to(tl.int64) * pitch + channel
-        total += tl.load(here, mask=mask & (listed[k] >= 0), other=0.0)
+        total += tl.load(channel_ptr + listed[k], mask=mask & (listed[k] >= 0), other=0.0)
     return total
 
 
@@ -224,6 +222,7 @@ def gather_bwd_kernel(
     h,
     w,
     C,
+    pixels,
     out_strides,
     S: tl.constexpr,
 ):
@@ -233,34 +232,42 @@ def gather_bwd_kernel(
     2. With NORMALIZE sum T(i, j) for each of the nine neighbours.
     3. Over the classes: sum the parts, and subtract T(i, j) x(j).
     """
-    area = rows * w
-    blocks = tl.cdiv(area, S.BLOCK)
-    n = tl.program_id(0) // blocks
-    pixel = (tl.program_id(0) % blocks * S.BLOCK + tl.arange(0, S.BLOCK))[:, None]
-    inside = pixel < area
-    pixel = tl.minimum(pixel, area - 1)
-    y = first_row + pixel // w
-    x = pixel % w
-    own = list_parts(n, y, x, axis_y, axis_x, S)
-    pitch = C
+    index = tl.program_id(0) * S.BLOCK + tl.arange(0, S.BLOCK)
+    inside = index < pixels
+    index = tl.minimum(index, pixels - 1)
+    n = index // (rows * w)
+    y = first_row + index // w % rows
+    x = index % w
+    tiles = pixels // (rows * w) * axis_y.tiles * axis_x.tiles
+    pitch = tl.cdiv(tiles, S.TILES).to(tl.int64) * axis_y.span * axis_x.span * S.TILES
+    down_tiles = list_tiles(y, axis_y, S.MOST_Y)
+    across_tiles = list_tiles(x, axis_x, S.MOST_X)
+    own = list_parts(n, down_tiles, across_tiles, axis_y, axis_x, S)
     slopes = ()
+    neighbours = ()  # where they are; those outside are others, with a slope of 0
     if S.NORMALIZE:
-        pitch = C + 4
-        cells = (own,)
-        for k in tl.static_range(1, 4):
-            cells = cells + (list_parts(n, y - k // 2, x - k % 2, axis_y, axis_x, S),)
+        above = list_tiles(y - 1, axis_y, S.MOST_Y)
+        left = list_tiles(x - 1, axis_x, S.MOST_X)
+        cells = (
+            own,
+            list_parts(n, down_tiles, left, axis_y, axis_x, S),
+            list_parts(n, above, across_tiles, axis_y, axis_x, S),
+            list_parts(n, above, left, axis_y, axis_x, S),
+        )
         for k in tl.static_range(9):
-            slopes = slopes + (sum_parts(parts_ptr, cells[cell(k)], pitch, C + plane(k), inside),)
+            slopes = slopes + (sum_parts(parts_ptr + (C + plane(k)) * pitch, cells[cell(k)], inside),)
+            row = tl.minimum(tl.maximum(y + down(k), 0), h - 1)
+            neighbours = neighbours + (row * w + tl.minimum(tl.maximum(x + across(k), 0), w - 1),)
     n = n.to(tl.int64)
     out_ptr += n * out_strides.n + y.to(tl.int64) * out_strides.h + x.to(tl.int64) * out_strides.w
-    source_ptr += ((n * h + y) * w + x) * C
-    for c0 in range(0, C, S.CLASSES):
-        c = c0 + tl.arange(0, S.CLASSES)[None, :]
-        mask = inside & (c < C)
-        value = sum_parts(parts_ptr, own, pitch, c, mask)
+    area = h.to(tl.int64) * w
+    source_ptr += n * C * area
+    for _ in range(C):
+        value = sum_parts(parts_ptr, own, inside)
         if S.NORMALIZE:
             for k in tl.static_range(9):
-                exists = is_inside(y + down(k), x + across(k), h, w)
-                neighbour = source_ptr + (down(k) * w.to(tl.int64) + across(k)) * C + c
-                value -= slopes[k] * tl.load(neighbour, mask=mask & exists, other=0.0)
-        tl.store(out_ptr + c * out_strides.c.to(tl.int64), value.to(out_ptr.dtype.element_ty), mask=mask)
+                value -= slopes[k] * tl.load(source_ptr + neighbours[k])
+        tl.store(out_ptr, value.to(out_ptr.dtype.element_ty), mask=inside)
+        parts_ptr += pitch
+        source_ptr += area
+        out_ptr += out_strides.c.to(tl.int64)

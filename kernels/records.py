@@ -119,12 +119,14 @@ class FootprintSpec(NamedTuple):
     KW: int
     TY: int  # pixels of a tile
     TX: int
+    ROWS: int  # pixels of a lane
+    COLUMNS: int
     SY: int  # low-resolution pixels of a footprint
     SX: int
-    CLASSES: int  # of a block
+    LANES: int  # of a program
     NORMALIZE: bool
     BY_WEIGHT: bool
-    PRECISION: str  # of the products
+    HAS_INTERIOR: bool  # whether programs whose windows lie inside the image have code of their own
 
 
 class Cells(NamedTuple):
@@ -135,18 +137,17 @@ class Cells(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Rows of tiles, and the low-resolution pixels of a tile's footprint."""
+    """Rows of tiles of some images."""
 
     first_tile: int
     tiles_y: int
-    span_y: int
-    span_x: int
+    tiles: int  # of all these images
 
 
 class PartsAxis(NamedTuple):
     """Along an axis: where the parts of a low-resolution pixel's gradient are."""
 
-    first: Any  # [low], the first tile whose footprint holds it
+    first: Any  # [low], the first tile whose windows reach it
     base: Any  # [tiles], where a footprint begins
     begin: int  # the first tile that has a part
     tiles: int  # that have one
@@ -157,10 +158,10 @@ class GatherSpec(NamedTuple):
     """Which tiles and blocks the gather of a gradient is compiled for."""
 
     NORMALIZE: bool
-    MOST_Y: int  # tiles whose footprints hold the same low-resolution pixel
+    TILES: int  # whose parts lie together
+    MOST_Y: int  # tiles whose windows reach the same low-resolution pixel
     MOST_X: int
     BLOCK: int
-    CLASSES: int
 
 
 class CellAxis(NamedTuple):

@@ -1,9 +1,6 @@
 # mypy: ignore-errors
-"""The loss of low-resolution logits and full-resolution labels: no upsampled logits, only a block of a tile at a time.
-
-The products over a footprint run on the tensor cores where PRECISION is "bf16x6": six products of bfloat16 parts make
-one of float32 accuracy.
-"""
+# ruff: noqa: RUF005
+"""The loss of low-resolution logits and full-resolution labels: no upsampled logits, only those of a lane at a time."""
 
 from typing import Any, NamedTuple
 
@@ -12,15 +9,19 @@ import triton.language as tl
 
 from lal_triton.kernels.footprint import (
     Axis,
-    footprint_pixels,
-    join_lanes,
-    locate_footprint,
+    add_dot,
+    add_scaled,
+    dot,
+    is_interior,
+    join_bits,
+    lanes_of_tile,
+    load_neighbourhood,
+    locate_lanes,
     mix,
     sum_lanes,
-    tile_neighbourhood,
-    tile_pixels,
-    unpack,
+    sum_pixels,
     variance_slopes,
+    zeros,
 )
 from lal_triton.kernels.pixel_loss import (
     gather_class_weights,
@@ -29,181 +30,99 @@ from lal_triton.kernels.pixel_loss import (
     pixel_loss_slope,
     sum_class_weights,
 )
-from lal_triton.kernels.window import INVALID, LOG2E, VOID, is_inside, lane_offset, load_own_labels
+from lal_triton.kernels.window import INVALID, LN2, LOG2E, VOID, is_inside, lane_offset
 
 
-class Tile(NamedTuple):
-    """A tile of pixels `[P]`, and what it mixes of its footprint `[points]`, for all classes."""
-
-    row: Any
-    col: Any
-    plane: Any  # where the pixels are in a plane
-    inside: Any  # which exist
-    own: Any  # their labels
-    labels: Any  # pointers to these
-    mixture: Any  # A `[P, points]`
-    own_merged: Any  # f_y
-    source: Any  # the source from the footprint's first row on
-    points: Any  # of the footprint, from there
-    spoiled: Any  # the pixels that mix a logit that is not finite
-    holes: Any  # the points that those mix
-
-
-class Lanes(NamedTuple):
-    """The lanes that share the pixels of a tile."""
+class Lane(NamedTuple):
+    """The lanes' pixels, and what they mix of their footprints, for all classes."""
 
     near: Any
     axis_y: Any
     axis_x: Any
+    plane: Any  # where the pixels are in a plane
+    inside: Any  # which exist
+    interior: Any  # whether all windows lie inside the image
+    mixture: Any  # A, with BOUNDED in units of ln 2
     inverse: Any  # 1 / xi
+    source: Any  # pointers to the footprints' first low-resolution pixels
+    spoiled: Any  # the pixels that mix a logit that is not finite
+    holes: Any  # the bits of the low-resolution pixels that those mix
 
 
 @triton.jit
-def load_source(source, points, c, C):
-    """`[points, classes]` of a footprint."""
-    return tl.load(source + (points[:, None] * C + c[None, :]), mask=c[None, :] < C, other=0.0)
-
-
-@triton.jit
-def own_logit(source, y, x, size, mixture, own, SY: tl.constexpr, SX: tl.constexpr):
-    """A lane's part of f_y, 0 where there is no label; its points begin at low-resolution pixel (y, x)."""
-    total = tl.zeros_like(own).to(tl.float32)
-    weights = unpack(mixture)
-    for i in tl.static_range(SY):
-        line = source + own + tl.minimum(i, size.h - 1 - y) * (size.w * size.C)
-        part = tl.zeros_like(total)  # fewer roundings than in one long sum
-        for j in tl.static_range(SX):
-            logit = tl.load(line + tl.minimum(x + j, size.w - 1) * size.C, mask=own >= 0, other=0.0)
-            part += weights[i * SX + j] * logit
-        total += part
-    return total
+def load_footprint(source, w, S: tl.constexpr):
+    """One class of a footprint."""
+    values = ()
+    for i in tl.static_range(S.SY * S.SX):
+        values = values + (tl.load(source + i // S.SX * w + i % S.SX),)
+    return values
 
 
 @triton.jit
 def find_spoiled(bad, mixture):
-    """The pixels that mix a point with a logit that is not finite, and the points that those mix."""
-    point = tl.arange(0, mixture.shape[1])
-    bits = tl.sum((bad > 0).to(tl.int64) << point, 0)
-    spoiled = tl.zeros([mixture.shape[0]], tl.int1)
-    holes = tl.zeros([mixture.shape[1]], tl.int1)
-    if bits != 0:
-        mixed = (mixture != 0).to(tl.int32)
-        spoiled = tl.max(mixed * (bits >> point & 1).to(tl.int32)[None, :], 1) > 0
-        holes = tl.max(tl.where(spoiled[:, None], mixed, 0), 0) > 0
+    """The pixels that mix a point with a logit that is not finite, and the bits of the points that those mix."""
+    some = bad[0]
+    for i in tl.static_range(1, len(bad)):
+        some = some | bad[i]
+    spoiled = tl.zeros(mixture[0].shape, tl.int1)
+    holes = tl.zeros(some.shape, tl.int64)
+    if tl.max(tl.max(tl.max(some.to(tl.int32), 2), 1), 0) != 0:
+        for i in tl.static_range(len(bad)):
+            spoiled = spoiled | ((mixture[i] != 0) & (bad[i] > 0))
+        for i in tl.static_range(len(bad)):
+            mixed = (spoiled & (mixture[i] != 0)).to(tl.int64)
+            holes |= tl.max(tl.max(mixed, 0, keep_dims=True), 1, keep_dims=True) << i
     return spoiled, holes
 
 
 @triton.jit
-def mix_tile(tile, first_tile, tiles_y, source, bad, labels, rstd, window, tables_y, tables_x, size, S: tl.constexpr):
-    """The tile, and its lanes."""
-    G: tl.constexpr = S.SY * S.SX // 16
-    LX: tl.constexpr = S.SX // G
-    n, tile_y, tile_x, base_y, base_x = locate_footprint(
-        tile, first_tile, tiles_y, size.W, tables_y.base, tables_x.base, S
-    )
-    near = tile_neighbourhood(labels, rstd, window, n, tile_y, tile_x, size.H, size.W, S, G)
-    lane_x = base_x + tl.arange(0, S.TY * S.TX * G) % G * LX
-    axis_y = Axis(tables_y.lower, tables_y.fraction, base_y, size.H)
-    axis_x = Axis(tables_x.lower, tables_x.fraction, lane_x, size.W)
-    parts, inverse = mix(near, axis_y, axis_x, S, LX)
-    mixture = join_lanes(parts, S.SY, G)
-    line = (n * size.h + base_y) * size.w
-    source += line * size.C
-    own_merged = sum_lanes(own_logit(source, base_y, lane_x, size, parts, near.own, S.SY, LX), G)
-    points = footprint_pixels(base_y, base_x, size.h, size.w, S.SY, S.SX)
-    spoiled, holes = find_spoiled(tl.load(bad + line + points), mixture)
+def mix_lanes(band, source, bad, labels, rstd, window, tables_y, tables_x, size, S: tl.constexpr, L: tl.constexpr):
+    place = locate_lanes(band, size, tables_y.base, tables_x.base, S)
+    near = load_neighbourhood(labels, rstd, window, place, size, S)
+    axis_y = Axis(tables_y.lower, tables_y.fraction, place.y, size.H)
+    axis_x = Axis(tables_x.lower, tables_x.fraction, place.x, size.W)
+    interior = is_interior(near, S)
+    mixture, inverse = mix(interior, near, axis_y, axis_x, LOG2E if L.BOUNDED else 1.0, S)
+    area = size.h.to(tl.int64) * size.w
+    first = lane_offset(place.y, place.x, size.w, 1)
+    source += place.n * size.C * area + first
+    spoiled, holes = find_spoiled(load_footprint(bad + place.n * area + first, size.w, S), mixture)
+    plane = place.n * size.H * size.W + lane_offset(place.row, place.col, size.W, 1)
+    inside = is_inside(place.row, place.col, size.H, size.W)
+    return Lane(near, axis_y, axis_x, plane, inside, interior, mixture, inverse, source, spoiled, holes)
 
-    row, col = tile_pixels(tile_y, tile_x, S, 1)
-    plane = n * size.H * size.W + lane_offset(row, col, size.W, 1)
-    labels += plane
-    own = load_own_labels(labels, row, col, size.H, size.W, 1)[0]
-    inside = is_inside(row, col, size.H, size.W)
-    pixels = Tile(row, col, plane, inside, own, labels, mixture, own_merged, source, points, spoiled, holes)
-    return pixels, Lanes(near, axis_y, axis_x, inverse)
+
+@triton.jit
+def start_of(own_merged, L: tl.constexpr):
+    """Where the sum of a class starts: with BOUNDED it becomes (f_c - f_y) / ln 2."""
+    return -own_merged if L.BOUNDED else tl.zeros_like(own_merged)
+
+
+@triton.jit
+def load_class_weight(class_weight_ptr, c, L: tl.constexpr):
+    weight = 1.0
+    if L.HAS_CLASS_WEIGHT:
+        weight = tl.load(class_weight_ptr + c).to(tl.float32)
+    return weight
+
+
+@triton.jit
+def add_exp(highest, others, merged, counts, L: tl.constexpr):
+    """The running maximum, f_y with BOUNDED, and the sum of exp(f_c - maximum) over the classes that count."""
+    if L.BOUNDED:
+        others += tl.where(counts, tl.exp2(merged), 0.0)
+    else:
+        # of `merged` itself: the backward has the same bits, and large logits leave no others
+        now = tl.maximum(highest, tl.where(counts, merged, float("-inf")))
+        others = others * tl.exp(highest - now) + tl.where(counts, tl.exp(merged - now), 0.0)
+        highest = now
+    return highest, others
 
 
 @triton.jit
 def upsampled_loss_fwd_kernel(
     losses_ptr,
-    top_ptr,
-    total_ptr,
-    source_ptr,
-    bad_ptr,
-    labels_ptr,
-    rstd_ptr,
-    class_weight_ptr,
-    window_ptr,
-    tables_y,
-    tables_x,
-    size,
-    options,
-    S: tl.constexpr,
-    L: tl.constexpr,
-):
-    """The planes `losses`, `total` and `top` of a tile.
-
-    1. Build A, the weights of the footprint's low-resolution pixels in each merged pixel, and f_y.
-    2. Over blocks of classes: the product of A and the source, and the sums of exp(f_c - top).
-    3. Each pixel's loss, 0 at void and between centres, NaN at labels out of range.
-    """
-    C = size.C
-    tile, _lanes = mix_tile(
-        tl.program_id(0),
-        0,
-        tl.cdiv(size.H, S.TY),
-        source_ptr,
-        bad_ptr,
-        labels_ptr,
-        rstd_ptr,
-        window_ptr,
-        tables_y,
-        tables_x,
-        size,
-        S,
-    )
-    highest = tile.own_merged
-    others = tl.zeros_like(tile.own_merged)
-    smoothing_sum = tl.zeros_like(tile.own_merged)
-    for c0 in range(0, C, S.CLASSES):
-        c = c0 + tl.arange(0, S.CLASSES)
-        merged = tl.dot(tile.mixture, load_source(tile.source, tile.points, c, C), input_precision=S.PRECISION)
-        difference = merged - tile.own_merged[:, None]
-        # without the own class, whose term is known, what is small keeps its digits
-        counts = (c[None, :] < C) & (c[None, :] != tile.own[:, None])
-        if L.BOUNDED:
-            others += tl.sum(tl.where(counts, tl.exp2(difference * LOG2E), 0.0), 1)
-        else:
-            # of `merged` itself: the backward has the same bits, and large logits leave no others
-            now = tl.maximum(highest, tl.max(tl.where(counts, merged, float("-inf")), 1))
-            others = others * tl.exp(highest - now)
-            others += tl.sum(tl.where(counts, tl.exp(merged - now[:, None]), 0.0), 1)
-            highest = now
-        if L.HAS_SMOOTHING:
-            if L.HAS_CLASS_WEIGHT:
-                difference *= tl.load(class_weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-            smoothing_sum += tl.sum(tl.where(counts, difference, 0.0), 1)
-
-    tl.store(total_ptr + tile.plane, others, mask=tile.inside)
-    if not L.BOUNDED:
-        tl.store(top_ptr + tile.plane, highest, mask=tile.inside)
-    # loaded anew, the labels have one pixel to a lane, and so has what follows from them
-    row = tile.row
-    col = tile.col
-    own = load_own_labels(tile.labels, row, col, size.H, size.W, 1)[0]
-    others = tl.where(own >= 0, others, 0.0)
-    nll, one_minus_p = nll_and_one_minus_p(highest - tile.own_merged, others)
-    weight_sum = sum_class_weights(class_weight_ptr, C, L)
-    own_weight = gather_class_weights(class_weight_ptr, (own,), L)[0]
-    loss = pixel_loss(nll, one_minus_p, smoothing_sum, own_weight, weight_sum, options, C, L)
-    loss = tl.where((own == INVALID) | tile.spoiled, float("nan"), loss)
-    centre = (own != VOID) & (row % options.centre_stride == 0) & (col % options.centre_stride == 0)
-    tl.store(losses_ptr + tile.plane, tl.where(centre, loss, 0.0), mask=tile.inside)
-
-
-@triton.jit
-def upsampled_loss_bwd_kernel(
-    parts_ptr,
-    gradient_ptr,
+    own_ptr,
     top_ptr,
     total_ptr,
     source_ptr,
@@ -220,40 +139,66 @@ def upsampled_loss_bwd_kernel(
     S: tl.constexpr,
     L: tl.constexpr,
 ):
-    """Of a band of tiles the parts `[tiles, span_y span_x, C]`: A^T G; with NORMALIZE four more, the planes of T.
+    """The planes `losses`, `own_logit`, `total` and `top` of the lanes' pixels.
 
-    1. Build A, as the forward.
-    2. From `total` and `top` that the forward left: the slope of each pixel's loss.
-    3. Over blocks of classes: G from the product of A and the source, and A^T G.
-    4. With NORMALIZE: T from the gradient of A.
+    1. Build A, the weights of the footprint's low-resolution pixels in each merged pixel, and f_y.
+    2. Over the classes: merge, and the sums of exp(f_c - top).
+    3. Each pixel's loss, 0 at void and between centres, NaN at labels out of range.
     """
     C = size.C
-    tile_index = tl.program_id(0)
-    tile, lanes = mix_tile(
-        tile_index,
-        band.first_tile,
-        band.tiles_y,
-        source_ptr,
-        bad_ptr,
-        labels_ptr,
-        rstd_ptr,
-        window_ptr,
-        tables_y,
-        tables_x,
-        size,
-        S,
-    )
-    own = tile.own
-    others = tl.load(total_ptr + tile.plane, mask=tile.inside, other=0.0)
-    highest = tile.own_merged
+    lane = mix_lanes(band, source_ptr, bad_ptr, labels_ptr, rstd_ptr, window_ptr, tables_y, tables_x, size, S, L)
+    own = lane.near.own
+    source = lane.source
+    area = size.h.to(tl.int64) * size.w
+    own_merged = dot(lane.mixture, load_footprint(source + tl.maximum(own, 0) * area, size.w, S))
+    tl.store(own_ptr + lane.plane, own_merged, mask=lane.inside)
+    start = start_of(own_merged, L)
+    highest = own_merged
+    others = tl.zeros_like(highest)
+    smoothing_sum = tl.zeros_like(highest)
+    for c in range(C):
+        merged = add_dot(start, lane.mixture, load_footprint(source, size.w, S))
+        source += area
+        counts = own != c  # without the own class, whose term is known, what is small keeps its digits
+        highest, others = add_exp(highest, others, merged, counts, L)
+        if L.HAS_SMOOTHING:
+            difference = merged * LN2 if L.BOUNDED else merged - own_merged
+            difference *= load_class_weight(class_weight_ptr, c, L)
+            smoothing_sum += tl.where(counts, difference, 0.0)
+
+    tl.store(total_ptr + lane.plane, others, mask=lane.inside)
+    if not L.BOUNDED:
+        tl.store(top_ptr + lane.plane, highest, mask=lane.inside)
+    others = tl.where(own >= 0, others, 0.0)
+    nll, one_minus_p = nll_and_one_minus_p(highest - own_merged, others)
+    weight_sum = sum_class_weights(class_weight_ptr, C, L)
+    own_weight = gather_class_weights(class_weight_ptr, (own,), L)[0]
+    loss = pixel_loss(nll, one_minus_p, smoothing_sum, own_weight, weight_sum, options, C, L)
+    loss = tl.where((own == INVALID) | lane.spoiled, float("nan"), loss)
+    loss = tl.where((own != VOID) & is_centre(lane.near, options), loss, 0.0)
+    tl.store(losses_ptr + lane.plane, loss, mask=lane.inside)
+
+
+@triton.jit
+def is_centre(near, options):
+    return (near.row % options.centre_stride == 0) & (near.col % options.centre_stride == 0)
+
+
+@triton.jit
+def load_slopes(gradient, own_merged, top, total, class_weight_ptr, lane, options, C, L: tl.constexpr):
+    """Start of a class's sum, the maximum, the factor of exp(f_c - maximum), and the slopes by f_y and by all f_c."""
+    own = lane.near.own
+    others = tl.load(total + lane.plane, mask=lane.inside, other=0.0)
+    own_merged = tl.load(own_merged + lane.plane, mask=lane.inside, other=0.0)
+    highest = own_merged
     max_minus_own = tl.zeros_like(highest)
     if not L.BOUNDED:
-        highest = tl.load(top_ptr + tile.plane, mask=tile.inside, other=0.0)
-        max_minus_own = highest - tile.own_merged
+        highest = tl.load(top + lane.plane, mask=lane.inside, other=0.0)
+        max_minus_own = highest - own_merged
     nll, one_minus_p = nll_and_one_minus_p(max_minus_own, others)
-    taken = (own >= 0) & (tile.row % options.centre_stride == 0) & (tile.col % options.centre_stride == 0)
-    coefficient, own_gradient, uniform = pixel_loss_slope(
-        tl.load(gradient_ptr + tile.plane, mask=taken & ~tile.spoiled, other=0.0),
+    taken = (own >= 0) & is_centre(lane.near, options)
+    coefficient, own_slope, uniform = pixel_loss_slope(
+        tl.load(gradient + lane.plane, mask=taken & ~lane.spoiled, other=0.0),
         nll,
         one_minus_p,
         gather_class_weights(class_weight_ptr, (own,), L)[0],
@@ -263,41 +208,106 @@ def upsampled_loss_bwd_kernel(
         L,
     )
     factor = tl.div_rn(coefficient, tl.exp(-max_minus_own) + others)
+    if L.BOUNDED:  # by f / ln 2
+        factor *= LN2
+        own_slope *= LN2
+        uniform *= LN2
+    return start_of(own_merged, L), highest, factor, own_slope, uniform
 
-    pitch = C
-    if S.NORMALIZE:
-        pitch = C + 4
-    SX: tl.constexpr = S.SX
-    point = tl.arange(0, S.SY * SX)
-    kept = (point // SX < band.span_y) & (point % SX < band.span_x)
-    parts_ptr += tile_index.to(tl.int64) * band.span_y * band.span_x * pitch
-    slope = tl.zeros_like(tile.mixture)
-    for c0 in range(0, C, S.CLASSES):
-        c = c0 + tl.arange(0, S.CLASSES)
-        x = load_source(tile.source, tile.points, c, C)
-        merged = tl.dot(tile.mixture, x, input_precision=S.PRECISION) - highest[:, None]
-        g = factor[:, None] * (tl.exp2(merged * LOG2E) if L.BOUNDED else tl.exp(merged))
-        if L.HAS_SMOOTHING:
-            if L.HAS_CLASS_WEIGHT:
-                g -= uniform[:, None] * tl.load(class_weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-            else:
-                g -= uniform[:, None]
-        g = tl.where(c[None, :] == own[:, None], own_gradient[:, None], g)
+
+@triton.jit
+def class_slope(c, merged, highest, factor, own, own_slope, uniform, class_weight_ptr, L: tl.constexpr):
+    """G of a pixel and a class."""
+    g = factor * (tl.exp2(merged) if L.BOUNDED else tl.exp(merged - highest))
+    if L.HAS_SMOOTHING:
+        g -= uniform * load_class_weight(class_weight_ptr, c, L)
+    return tl.where(own == c, own_slope, g)
+
+
+@triton.jit
+def upsampled_loss_bwd_kernel(
+    parts_ptr,
+    gradient_ptr,
+    own_ptr,
+    top_ptr,
+    total_ptr,
+    source_ptr,
+    bad_ptr,
+    labels_ptr,
+    rstd_ptr,
+    class_weight_ptr,
+    window_ptr,
+    tables_y,
+    tables_x,
+    size,
+    band,
+    options,
+    S: tl.constexpr,
+    L: tl.constexpr,
+):
+    """Of a band of tiles the parts `[C, programs, SY SX, tiles]`: A^T G; with NORMALIZE four more, the planes of T.
+
+    1. Build A, as the forward.
+    2. From the planes that the forward left: the slope of each pixel's loss.
+    3. Over the classes: G, and A^T G.
+    4. With NORMALIZE: T from the gradient of A.
+    """
+    C = size.C
+    lane = mix_lanes(band, source_ptr, bad_ptr, labels_ptr, rstd_ptr, window_ptr, tables_y, tables_x, size, S, L)
+    near = lane.near
+    mixture = lane.mixture
+    start, highest, factor, own_slope, uniform = load_slopes(
+        gradient_ptr, own_ptr, top_ptr, total_ptr, class_weight_ptr, lane, options, C, L
+    )
+    G: tl.constexpr = lanes_of_tile(S)
+    TILES: tl.constexpr = S.LANES // G
+    SPAN: tl.constexpr = S.SY * S.SX
+    number = tl.arange(0, S.LANES)[None, None, :]
+    first = number % G == 0
+    pitch = tl.num_programs(0).to(tl.int64) * (SPAN * TILES)
+    parts_ptr += tl.program_id(0).to(tl.int64) * (SPAN * TILES) + number // G
+    source = lane.source
+    area = size.h.to(tl.int64) * size.w
+    slope = zeros(highest, SPAN)
+    part_ptr = parts_ptr
+    for c in range(C):
+        x = load_footprint(source, size.w, S)
+        source += area
+        merged = add_dot(start, mixture, x)
+        g = class_slope(c, merged, highest, factor, near.own, own_slope, uniform, class_weight_ptr, L)
         if S.NORMALIZE:
-            slope += tl.dot(g, tl.trans(x), input_precision=S.PRECISION)
-        part = tl.trans(tl.dot(tl.trans(g), tile.mixture, input_precision=S.PRECISION))
-        part = tl.where(tile.holes[:, None], float("nan"), part)
-        tl.store(
-            parts_ptr + (point // SX * band.span_x + point % SX)[:, None] * pitch + c[None, :],
-            part,
-            mask=kept[:, None] & (c[None, :] < C),
-        )
+            slope = add_scaled(slope, g, x)
+        for i in tl.static_range(SPAN):
+            tl.store(part_ptr + i * TILES, sum_lanes(sum_pixels(g * mixture[i]), S), mask=first)
+        part_ptr += pitch
+    if tl.max(tl.max(tl.max(tl.where(lane.holes != 0, 1, 0), 2), 1), 0) != 0:
+        spoil_parts(parts_ptr, pitch, C, tl.where(first, join_bits(lane.holes, S), 0), S)
     if S.NORMALIZE:
-        G: tl.constexpr = S.SY * SX // 16
-        slopes = variance_slopes(slope, lanes.inverse / C, lanes.near, lanes.axis_y, lanes.axis_x, S, SX // G, G)
-        k = tl.arange(0, 4 * S.SY * SX)
-        row = k // (2 * SX)
-        col = k % (2 * SX)
-        kept = (row // 2 < band.span_y) & (col // 2 < band.span_x)
-        at = (row // 2 * band.span_x + col // 2) * pitch + C + row % 2 * 2 + col % 2
-        tl.store(parts_ptr + at, slopes, mask=kept)
+        unit = LOG2E / C if L.BOUNDED else 1.0 / C
+        planes = variance_slopes(lane.interior, slope, lane.inverse * unit, near, lane.axis_y, lane.axis_x, S)
+        store_planes(parts_ptr + C * pitch, pitch, planes, first, S)
+
+
+@triton.jit
+def spoil_parts(parts_ptr, pitch, C, holes, S: tl.constexpr):
+    """NaN at the low-resolution pixels that a pixel mixes whose loss is NaN for a logit that is not finite."""
+    TILES: tl.constexpr = S.LANES // lanes_of_tile(S)
+    nan = tl.full(holes.shape, float("nan"), tl.float32)
+    for _ in range(C):
+        for i in tl.static_range(S.SY * S.SX):
+            tl.store(parts_ptr + i * TILES, nan, mask=(holes >> i & 1) != 0)
+        parts_ptr += pitch
+
+
+@triton.jit
+def store_planes(planes_ptr, pitch, slopes, mask, S: tl.constexpr):
+    """The four planes of T from its sums over each tile's lanes; those of the last row and column are 0."""
+    TILES: tl.constexpr = S.LANES // lanes_of_tile(S)
+    NY: tl.constexpr = 2 * S.SY - 1
+    NX: tl.constexpr = 2 * S.SX - 1
+    for y in tl.static_range(2 * S.SY):
+        for x in tl.static_range(2 * S.SX):
+            value = tl.zeros_like(slopes[0])
+            if y < NY and x < NX:
+                value = sum_lanes(slopes[y * NX + x], S)
+            tl.store(planes_ptr + (y % 2 * 2 + x % 2) * pitch + (y // 2 * S.SX + x // 2) * TILES, value, mask=mask)

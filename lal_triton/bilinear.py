@@ -51,6 +51,7 @@ class Axis(NamedTuple):
     tile: int  # pixels to a tile
     span: int  # the most low-resolution pixels that the windows of a tile reach
     base: Tensor  # [tiles], the first of them
+    last: Tensor  # [tiles], the last of them
 
     @classmethod
     def of(cls, low: int, high: int, align_corners: bool, reach: int, device: torch.device, tile: int) -> "Axis":
@@ -63,4 +64,4 @@ class Axis(NamedTuple):
         first = torch.arange(0, high, tile, device=device)
         base = index[(first - reach).clamp(min=0)]
         last = index[(first + tile - 1 + reach).clamp(max=high - 1)].add(1).clamp(max=low - 1)
-        return cls(low, high, index, fraction, tile, int((last - base).max()) + 1, base)
+        return cls(low, high, index, fraction, tile, int((last - base).max()) + 1, base, last)

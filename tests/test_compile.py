@@ -58,7 +58,7 @@ def upsampled_cases(everything):
     others = [
         (3, {"upsampling": 4, "label_smoothing": 0.1, "weighted": True}),
         (5, {"upsampling": 4, "align_corners": True}),
-        (9, {"upsampling": 2}),
+        (7, {"upsampling": 8}),
         (5, {"upsampling": 2, "label_smoothing": 0.1, "weighted": True}),
     ]
     for kernel in ("upsampled_loss_fwd", "upsampled_loss_bwd"):

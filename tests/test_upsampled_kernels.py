@@ -68,8 +68,9 @@ def test_windows_with_larger_frames(kernel_size):
     check({"kernel_size": kernel_size}, (12, 8), (3, 2))
 
 
-def test_windows_that_need_a_smaller_tile():
-    check({"kernel_size": 9}, (12, 8), (6, 4))
+@pytest.mark.parametrize(("kernel_size", "low", "ratio"), [(7, (5, 5), 4), (5, (6, 6), 2)])
+def test_windows_that_need_a_smaller_tile(kernel_size, low, ratio):
+    check({"kernel_size": kernel_size}, tuple(ratio * size for size in low), low)
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"cost": "focal"}], ids=str)
@@ -118,19 +119,20 @@ def test_layouts(layout):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_scratch_may_be_small(monkeypatch, poison, normalize):
     """Images in groups, and rows of tiles in bands: the same bits."""
-    logits, target, _ = make_small({}, (32, 8), (8, 2))
+    logits, target, _ = make_small({}, (64, 8), (16, 2))
     target[-1] = target[0]
     results, rows, row_bytes = [], [], 1
-    for affordable in (8, 4, 0):
+    for affordable in (16, 8, 0):
         monkeypatch.setattr(configs, "SCRATCH_BYTES", affordable * row_bytes if rows else configs.SCRATCH_BYTES)
         poison.clear()
         steps.clear()
         options = {"backend": "triton", "reduction": "none", "kernel_size": 3, "normalize": normalize}
-        results.append(value_and_gradient(logits, target, torch.float32, **options))
-        (scratch,) = (shape for shape in poison if len(shape) == 4 and shape[1] == 1)  # a single column of tiles
-        rows.append(scratch[0])
-        row_bytes = 4 * math.prod(scratch[1:])
-    assert rows == [8, 4, 3]
+        with configs.forcing({"upsampled_loss_bwd": {"lanes": 8}}):  # a tile's, of which there is a single column
+            results.append(value_and_gradient(logits, target, torch.float32, **options))
+        (scratch,) = (shape for shape in poison if len(shape) == 4 and shape[-1] == 1)
+        rows.append(scratch[1])
+        row_bytes = 4 * math.prod(scratch) // scratch[1]
+    assert rows == [16, 8, 3]
     for other in results[1:]:
         assert torch.equal(results[0][1], other[1])
 
@@ -219,8 +221,10 @@ def test_ratios_of_two_and_more_are_served(kernel_size, align_corners):
     for low in [(size, 2 * size // 3 + 1) for size in range(1, 40)]:
         for ratio in (2, 2.5, 4, 8, 16):
             high = tuple(int(ratio * size) for size in low)
-            assert upsampling_is_served(low, high, options)
-            _tables(low, high, align_corners, (kernel_size, kernel_size), torch.device("cpu"))  # or it raises
+            served = upsampling_is_served(low, high, options)
+            assert served or (kernel_size == 7 and ratio < 3)
+            if served:
+                _tables(low, high, align_corners, (kernel_size, kernel_size), torch.device("cpu"))  # or it raises
 
 
 def test_logits_of_other_ratios_are_interpolated_first():

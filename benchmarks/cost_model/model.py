@@ -174,11 +174,10 @@ def _bytes_with_classes(launch: Launch, tensors: dict[str, torch.Tensor], classe
         if name == "parts_ptr":
             if "axis_x" in given:
                 down, across, span = given["axis_y"], given["axis_x"], given["axis_y"].span * given["axis_x"].span
-                tiles = down.tiles * across.tiles
+                tiles = len(given["source_ptr"]) * down.tiles * across.tiles
             else:
-                tiles, span = given["tiles_y"] * -(-given["W"] // given["TX"]), given["span_y"] * given["span_x"]
-            points = len(given["source_ptr"]) * tiles * span
-            yield points * (classes + 4 * given["NORMALIZE"]) * tensor.element_size()
+                tiles, span = given["band"].tiles, given["SY"] * given["SX"]
+            yield tiles * span * (classes + 4 * given["NORMALIZE"]) * tensor.element_size()
         elif classes in tensor.shape[1::2]:
             share = _share_of_rows(given) if given.get("HAS_MOMENTS", True) else 1 / classes  # the label's own logit
             yield share * tensor.numel() * tensor.element_size()

@@ -18,7 +18,7 @@ def arguments_of(launch: Launch) -> dict[str, Any]:
 
 def identity(launch: Launch) -> str:
     """The same for launches that run the same compiled kernel."""
-    return repr((launch.kernel.__name__, *launch.signature(launch.given), launch.lanes, launch.num_stages))
+    return repr((launch.kernel.__name__, *launch.signature(launch.given), launch.lanes))
 
 
 def executed(launch: Launch, disassembly: str) -> paths.Path:

@@ -83,7 +83,7 @@ class CellLoss:
         return out
 
     def _prepare_range(self, images: int) -> Launch:
-        size, lanes = self._size, configs.CELLS
+        size, lanes = self._size, configs.LOW_RESOLUTION_LANES
         arguments = {"h": size.h, "w": size.w, "C": size.C, "strides": self._strides, "BLOCK": lanes}
         return Launch(logit_range_kernel, images * triton.cdiv(size.h * size.w, lanes), lanes, arguments)
 

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
+from triton.compiler import ASTSource
 from triton.runtime import JITFunction, driver
 
 from lal_triton.kernels.host import stand_in
@@ -45,10 +45,8 @@ class Launch:
     pointer's alignment: no lane loads more than one element at a time, so it would gain nothing and be compiled again.
     """
 
-    def __init__(
-        self, kernel: Any, programs: int, lanes: int, arguments: Mapping[str, Any], num_stages: int | None = None
-    ) -> None:
-        self.kernel, self.grid, self.lanes, self.num_stages = kernel, (programs, 1, 1), lanes, num_stages
+    def __init__(self, kernel: Any, programs: int, lanes: int, arguments: Mapping[str, Any]) -> None:
+        self.kernel, self.grid, self.lanes = kernel, (programs, 1, 1), lanes
         self.arguments = arguments
         self.tensors = tuple(name for name in kernel.arg_names if name not in arguments)
         self.given: tuple[Tensor | None, ...] = ()
@@ -88,8 +86,6 @@ class Launch:
     ) -> Any:
         """The compiled kernel, as many warps as give each thread one lane; `limits` are options of Triton's."""
         options: dict[str, Any] = {"num_warps": max(1, self.lanes // target.warp_size), **limits}
-        if self.num_stages is not None:
-            options["num_stages"] = self.num_stages
         signature, constants = self.signature(tensors)
         parts = (tuple(each.items()) for each in (signature, constants, options))
         return _compile(self.kernel, *parts, target, device)
@@ -183,17 +179,6 @@ def current_stream(device: torch.device) -> int | None:
         return 0
     hooks = knobs.runtime.launch_enter_hook
     return None if getattr(hooks, "calls", hooks) else driver.active.get_current_stream(device.index)
-
-
-def dot_precision(device: torch.device) -> str:
-    """Float32 products by tensor cores where the compiler of the device has them, by multiply-adds elsewhere."""
-    if stand_in.current:
-        target = stand_in.current.target
-    elif device.type == "cuda":
-        target = driver.active.get_current_target()
-    else:  # launches on "meta" are recorded, for a target whose compiler has them; others are interpreted
-        return "bf16x6" if device.type == "meta" else "ieee"
-    return "bf16x6" if "bf16x6" in make_backend(target).parse_options({}).allowed_dot_input_precisions else "ieee"
 
 
 @contextlib.contextmanager

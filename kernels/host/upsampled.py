@@ -39,27 +39,30 @@ class Tables(NamedTuple):
     fraction: Tensor
     base: Tensor
     start: Tensor  # [low + 1], the first full-resolution pixel of each cell
-    first: Tensor  # [low], the first tile whose footprint holds it
-    tile: int
+    first: Tensor  # [low], the first tile whose windows reach it
+    tile: int  # pixels
+    lane: int  # pixels of a tile's lane
     span: int
     most_pixels: int  # of a cell
-    most_tiles: int  # whose footprints hold the same low-resolution pixel
+    most_tiles: int  # whose windows reach the same low-resolution pixel
     tiles: tuple[tuple[int, int], ...]  # [low], which tiles those of a low-resolution pixel and the one before it are
 
     @classmethod
-    def of(cls, axis: Axis, device: torch.device) -> "Tables":
+    def of(cls, axis: Axis, lane: int, device: torch.device) -> "Tables":
         low = torch.arange(axis.low + 1)
         start = torch.searchsorted(axis.lower, low)
-        first = torch.searchsorted(axis.base + axis.span, low[:-1], right=True)
+        base = axis.base.clamp(max=axis.low - axis.span)  # footprints lie inside the image
+        first = torch.searchsorted(axis.last, low[:-1])
         last = torch.searchsorted(axis.base, low[:-1], right=True)
         earlier = torch.cat([first[:1], first[:-1]])
         return cls(
             lower=axis.lower.int().to(device),
             fraction=axis.fraction.float().to(device),
-            base=axis.base.int().to(device),
+            base=base.int().to(device),
             start=start.int().to(device),
             first=first.int().to(device),
             tile=axis.tile,
+            lane=lane,
             span=axis.span,
             most_pixels=int(start.diff().max()),
             most_tiles=int((last - first).max()),
@@ -73,13 +76,13 @@ def _tables(
 ) -> tuple[Tables, Tables]:
     """Of both axes, for the first of the tiles whose footprint is small enough; made on the host, once."""
     cpu = torch.device("cpu")
-    for tile in configs.TILES:
+    for tile, lane in configs.TILES:
         down, across = (
             Axis.of(size, full, align_corners, extent // 2, cpu, pixels)
             for size, full, extent, pixels in zip(low, high, kernel, tile, strict=True)
         )
-        if configs.padded_span(down.span) * configs.padded_span(across.span) <= configs.MOST_FOOTPRINT:
-            return Tables.of(down, device), Tables.of(across, device)
+        if configs.footprint_fits((down.span, across.span), lane, kernel):
+            return Tables.of(down, lane[0], device), Tables.of(across, lane[1], device)
     raise NotImplementedError(f"logits are {low} and target {high}, expected a larger ratio between them")
 
 
@@ -116,12 +119,15 @@ class Upsampled:
         }
         self._centre = self._prepare_centre(images)
         self._rstd = self._prepare_rstd(images)
-        self._forward = self._launch(upsampled_loss_fwd_kernel, "upsampled_loss_fwd", images * math.prod(tiles), {})
+        whole = Share(0, height, 0, tiles[0])
+        self._forward = self._launch(upsampled_loss_fwd_kernel, "upsampled_loss_fwd", images, whole)
         row_of_parts = (tiles[1], self._down.span * self._across.span, classes + 4 * options.normalize)
         affordable = configs.SCRATCH_BYTES // (4 * math.prod(row_of_parts))
         together = min(images, max(1, affordable // tiles[0]))
         shares = list(_shares(self._down, affordable))
-        self._scratch_shape = (together * max(share.tiles for share in shares), *row_of_parts)
+        block = self._tiles_together(self._spec("upsampled_loss_bwd"))
+        blocks = triton.cdiv(together * max(share.tiles for share in shares) * tiles[1], block)
+        self._scratch_shape = (row_of_parts[2], blocks, row_of_parts[1], block)
         prepare = functools.cache(self._prepare_share)
         self._groups = [
             Group(slice(first, first + together), *prepare(min(together, images - first), share))
@@ -136,7 +142,8 @@ class Upsampled:
         source, bad = self._centred(stream, logits)
         if rstd is not None:
             self._rstd(stream, rstd, source)
-        self._forward(stream, planes["losses"], planes.get("top"), planes["total"], source, bad, labels, rstd, weight)
+        outputs = planes["losses"], planes["own_logit"], planes.get("top"), planes["total"]
+        self._forward(stream, *outputs, source, bad, labels, rstd, weight)
 
     def backward(
         self,
@@ -154,36 +161,37 @@ class Upsampled:
         source, bad = self._centred(stream, logits)
         planes = self._layout.views(workspace)
         for images, parts, gather in self._groups:
-            top, total, rstd = (planes[name][images] if name in planes else None for name in ("top", "total", "rstd"))
+            names = "own_logit", "top", "total", "rstd"
+            own, top, total, rstd = (planes[name][images] if name in planes else None for name in names)
             inputs = source[images], bad[images], labels[images], rstd, weight
-            parts(stream, scratch, gradient[images], top, total, *inputs)
+            parts(stream, scratch, gradient[images], own, top, total, *inputs)
             gather(stream, out[images], scratch, source[images])
         return out
 
     def _centred(self, stream: int | None, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits less their mean over the classes, `[N, h, w, C]`, and where they are not finite, `[N, h, w]`."""
-        images, classes, height, width = self._shape
-        source = launch.allocate((images, height, width, classes), torch.float32, self._device)
+        """The logits less their mean over the classes, `[N, C, h, w]`, and where they are not finite, `[N, h, w]`."""
+        images, _classes, height, width = self._shape
+        source = launch.allocate(self._shape, torch.float32, self._device)
         bad = launch.allocate((images, height, width), torch.int8, self._device)
         self._centre(stream, source, bad, logits)
         return source, bad
 
     def _prepare_centre(self, images: int) -> Launch:
-        size, block = self._size, configs.LOW_RESOLUTION_BLOCK
+        size, lanes = self._size, configs.LOW_RESOLUTION_LANES
+        pixels = images * size.h * size.w
         arguments = {
             "h": size.h,
             "w": size.w,
             "C": size.C,
+            "pixels": pixels,
             "strides": Strides(*self._like.stride()),
             "NORMALIZE": self._options.normalize,
-            "BLOCK": block,
-            "CLASSES": configs.LOW_RESOLUTION_CLASSES,
+            "BLOCK": lanes,
         }
-        programs = images * triton.cdiv(size.h * size.w, block)
-        return Launch(centre_fwd_kernel, programs, configs.LOW_RESOLUTION_LANES, arguments)
+        return Launch(centre_fwd_kernel, triton.cdiv(pixels, lanes), lanes, arguments)
 
     def _prepare_rstd(self, images: int) -> Launch:
-        cells = images * self._size.h * self._size.w
+        cells, lanes = images * self._size.h * self._size.w, configs.LOW_RESOLUTION_LANES
         arguments = {
             "cells_y": Cells(self._down.start, self._down.fraction),
             "cells_x": Cells(self._across.start, self._across.fraction),
@@ -192,15 +200,14 @@ class Upsampled:
             "most_y": self._down.most_pixels,
             "most_x": self._across.most_pixels,
             "eps": self._options.eps,
-            "BLOCK": configs.CELLS,
+            "BLOCK": lanes,
         }
-        return Launch(interpolated_rstd_kernel, triton.cdiv(cells, configs.CELLS), configs.CELLS, arguments)
+        return Launch(interpolated_rstd_kernel, triton.cdiv(cells, lanes), lanes, arguments)
 
     def _prepare_share(self, images: int, share: "Share") -> tuple[Launch, Launch]:
         size, down, across = self._size, self._down, self._across
-        band = Band(share.first_tile, share.tiles, down.span, across.span)
-        tiles = images * share.tiles * len(across.base)
-        parts = self._launch(upsampled_loss_bwd_kernel, "upsampled_loss_bwd", tiles, {"band": band})
+        pixels, lanes = images * share.rows * size.w, configs.LOW_RESOLUTION_LANES
+        parts = self._launch(upsampled_loss_bwd_kernel, "upsampled_loss_bwd", images, share)
         arguments = {
             "axis_y": PartsAxis(down.first, down.base, share.first_tile, share.tiles, down.span),
             "axis_x": PartsAxis(across.first, across.base, 0, len(across.base), across.span),
@@ -209,35 +216,46 @@ class Upsampled:
             "h": size.h,
             "w": size.w,
             "C": size.C,
+            "pixels": pixels,
             "out_strides": self._out_strides,
             "S": GatherSpec(
                 NORMALIZE=self._options.normalize,
+                TILES=self._tiles_together(self._spec("upsampled_loss_bwd")),
                 MOST_Y=down.most_tiles,
                 MOST_X=across.most_tiles,
-                BLOCK=configs.GATHER_BLOCK,
-                CLASSES=configs.LOW_RESOLUTION_CLASSES,
+                BLOCK=lanes,
             ),
         }
-        programs = images * triton.cdiv(share.rows * size.w, configs.GATHER_BLOCK)
-        return parts, Launch(gather_bwd_kernel, programs, configs.LOW_RESOLUTION_LANES, arguments)
+        return parts, Launch(gather_bwd_kernel, triton.cdiv(pixels, lanes), lanes, arguments)
 
-    def _launch(self, kernel: Any, family: str, programs: int, more: dict[str, Any]) -> Launch:
-        options = self._options
+    def _launch(self, kernel: Any, family: str, images: int, share: "Share") -> Launch:
+        band = Band(share.first_tile, share.tiles, images * share.tiles * len(self._across.base))
+        spec = self._spec(family)
+        arguments = {**self._loss, "band": band, "S": spec}
+        return Launch(kernel, triton.cdiv(band.tiles, self._tiles_together(spec)), spec.LANES, arguments)
+
+    def _spec(self, family: str) -> FootprintSpec:
+        options, down, across = self._options, self._down, self._across
         config = configs.find(configs.Setting.of(family, self._like, self._size.H, options), self._device)
-        spec = FootprintSpec(
+        return FootprintSpec(
             KH=options.kernel_height,
             KW=options.kernel_width,
-            TY=self._down.tile,
-            TX=self._across.tile,
-            SY=configs.padded_span(self._down.span),
-            SX=configs.padded_span(self._across.span),
-            CLASSES=config["classes"],
+            TY=down.tile,
+            TX=across.tile,
+            ROWS=down.lane,
+            COLUMNS=across.lane,
+            SY=down.span,
+            SX=across.span,
+            LANES=config["lanes"],
             NORMALIZE=options.normalize,
             BY_WEIGHT=options.average == "weight",
-            PRECISION=launch.dot_precision(self._device),
+            HAS_INTERIOR=options.kernel_height * options.kernel_width * down.span * across.span <= configs.MOST_CODE,
         )
-        lanes = config["lanes_per_point"] * spec.SY * spec.SX
-        return Launch(kernel, programs, lanes, {**self._loss, **more, "S": spec}, config["num_stages"])
+
+    @staticmethod
+    def _tiles_together(spec: FootprintSpec) -> int:
+        """Tiles of a program."""
+        return spec.LANES // (spec.TY // spec.ROWS * (spec.TX // spec.COLUMNS))
 
 
 class Share(NamedTuple):

@@ -109,9 +109,7 @@ def candidates(setting: Setting) -> list[Config]:
         "strips": (1, 2, 4),
         "groups": (1,) if 0 < setting.classes <= 64 else (1, 2, 4),
         "saves_exp": (1, 0),
-        "classes": (16, 32, 64),
-        "lanes_per_point": (2, 4, 8),
-        "num_stages": (1, 2, 3),
+        "lanes": (64, 128, 256),
     }
     if setting.family.startswith("cell_loss"):
         space |= {"lanes": (32,), "columns": (5, 8), "rows": (4, 8, 16), "classes": (8, 16, 32)}
