@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from lal_triton.kernels.pixel_loss import (
+    at_centres,
     gather_class_weights,
     nll_and_one_minus_p,
     pixel_loss_slope,
@@ -103,8 +104,7 @@ def local_cost_bwd_kernel(
         if not L.BOUNDED:
             max_minus_own = tops[j] - own_merged[j]
         nll, one_minus_p = nll_and_one_minus_p(max_minus_own, totals[j])
-        row = near.row + j
-        taken = (near.own[j] >= 0) & (row % options.centre_stride == 0) & (near.col % options.centre_stride == 0)
+        taken = at_centres(near.own[j] >= 0, near.row + j, near.col, options.centre_stride, L.STRIDED)
         coefficient = tl.load(gradient_ptr + j * size.W, mask=taken, other=0.0) * inverse[j] * gain
         coefficient, own_part, uniform = pixel_loss_slope(
             coefficient, nll, one_minus_p, own_weights[j], weight_sum, options, C, L

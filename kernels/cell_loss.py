@@ -29,6 +29,7 @@ from lal_triton.kernels.cells import (
     sum_columns,
 )
 from lal_triton.kernels.pixel_loss import (
+    at_centres,
     class_weight,
     gather_class_weights,
     nll_and_one_minus_p_from,
@@ -238,8 +239,9 @@ def cell_loss_fwd_kernel(
             smoothing_sum = (smoothing_sum - weight_sum * own_logit[i]) * LN2
         loss = pixel_loss(nll, one_minus_p, smoothing_sum, own_weights[i], weight_sum, options, C, L)
         loss = tl.where(own[i] == INVALID, float("nan"), loss)
-        centre = (own[i] != VOID) & ((down.first + i // PX) % options.centre_stride == 0)
-        centre = centre & ((across.first + i % PX) % options.centre_stride == 0)
+        centre = at_centres(
+            own[i] != VOID, down.first + i // PX, across.first + i % PX, options.centre_stride, L.STRIDED
+        )
         losses = losses + (tl.where(centre, loss, 0.0),)
         others = others + (total,)
         differences = differences + (difference,)

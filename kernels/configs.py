@@ -156,10 +156,10 @@ def is_large(options: LocalLoss) -> bool:
 BAND_ROWS = 16  # of the pixels of a `prepare` program, which no strips of another kernel straddle
 LEAST_BAND_COLUMNS = 32
 PIXELS_PER_LANE = 4  # of `prepare`: they share what depends on the class alone
-POOL_CHUNK = 4096  # pixels whose losses a program pools
+POOL_CHUNK = 2048  # pixels whose losses a program pools
 POOL_IMAGES, POOL_CHUNKS = 16, 32  # whose results the last program reduces at once
-POOL_LANES = 256
-SLOPES_BLOCK = 1024
+POOL_LANES = 128
+SLOPES_BLOCK = 512
 
 
 def offsets_size(shape: Sequence[Any], options: LocalLoss, upsampled: bool) -> Any:

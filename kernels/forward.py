@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from lal_triton.kernels.pixel_loss import (
+    at_centres,
     class_weight,
     gather_class_weights,
     nll_and_one_minus_p,
@@ -123,7 +124,7 @@ def local_loss_fwd_kernel(
         nll, one_minus_p = nll_and_one_minus_p(tops[j] - own_merged[j], totals[j])
         loss = pixel_loss(nll, one_minus_p, sums[j], own_weights[j], weight_sum, options, C, L)
         loss = tl.where(near.own[j] == INVALID, float("nan"), loss)
-        centre = (near.own[j] != VOID) & (row % options.centre_stride == 0) & (near.col % options.centre_stride == 0)
+        centre = at_centres(near.own[j] != VOID, row, near.col, options.centre_stride, L.STRIDED)
         inside = is_inside(row, near.col, size.H, size.W)
         loss = tl.where(centre, loss, 0.0)
         tl.store(find_plane(workspace, LOSSES, S, size.plane) + j * size.W, loss, mask=inside)

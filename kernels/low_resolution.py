@@ -5,6 +5,8 @@
 import triton
 import triton.language as tl
 
+from lal_triton.kernels.cells import corner_offsets, locate_side, upper_weight
+
 MOST_SPREAD = tl.constexpr(2.0**40)
 
 
@@ -17,12 +19,6 @@ def down(k):
 @triton.constexpr_function
 def across(k):
     return k % 3 - 1
-
-
-@triton.constexpr_function
-def cell(k):
-    """Which of the cells that a pixel is a corner of lies towards its neighbour k: 1 to the left, 2 above, 3 both."""
-    return 2 * (k // 3 == 0) + (k % 3 == 0)
 
 
 @triton.constexpr_function
@@ -105,82 +101,69 @@ def logit_range_kernel(range_ptr, logits_ptr, h, w, C, strides, BLOCK: tl.conste
 
 
 @triton.jit
-def interpolated_rstd_kernel(
-    rstd_ptr,
-    source_ptr,
-    cells_y,
-    cells_x,
-    size,
-    cells,
-    most_y,
-    most_x,
-    eps,
-    BLOCK: tl.constexpr,
-):
-    """1 / std of the interpolated pixels, `[N, H, W]`, from the inner products of each cell's four cells.
+def interpolate_product(t, near, mixed, far):
+    """(1 - t)^2 near + 2 t (1 - t) mixed + t^2 far."""
+    return near + t * (2.0 * (mixed - near) + t * (near - 2.0 * mixed + far))
 
-    In float64: they cancel where the cells do. The pixels of cell i are [start[i], start[i + 1]) along an axis, at
-    most `most`.
+
+@triton.jit
+def interpolated_rstd_kernel(rstd_ptr, source_ptr, axis_y, axis_x, size, cells, eps, S: tl.constexpr):
+    """1 / std of the interpolated pixels, `[N, H, W]`, from the inner products of each cell's four corners.
+
+    In float64: they cancel where the corners do. A lane has one patch, all of a cell.
 
     1. Over the classes: the inner products.
     2. Over the rows of a cell's pixels: those of its sides at that height.
     3. Over their columns: the squared norm of the pixel, and from it 1 / std.
     """
-    w = size.w
     C = size.C
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    valid = index < cells
-    i = (index // w % size.h).to(tl.int32)
-    j = (index % w).to(tl.int32)
-    area = size.h.to(tl.int64) * w
-    here = source_ptr + index // area * C * area + index % area
-    right = tl.where(j + 1 < w, 1, 0)
-    below = tl.where(i + 1 < size.h, w, 0)
-    zero = tl.zeros([BLOCK], tl.float64)
+    index = tl.program_id(0).to(tl.int64) * S.LANES + tl.arange(0, S.LANES)
+    exists = index < cells
+    n = index // (size.w + 1) // (size.h + 1)
+    down = locate_side(axis_y, index // (size.w + 1) % (size.h + 1), 0, exists, size.h, S.PY)
+    across = locate_side(axis_x, index % (size.w + 1), 0, exists, size.w, S.PX)
+    area = size.h.to(tl.int64) * size.w
+    source_ptr += tl.where(exists, n, 0) * C * area
+    offsets = corner_offsets(size.w, 1, down, across, S)
+    zero = tl.zeros(index.shape, tl.float64)
     squares = (zero, zero, zero, zero)
     rightward = (zero, zero)
     downward = (zero, zero)
     diagonal = zero
     for _ in range(C):
-        p = tl.load(here, mask=valid, other=0.0).to(tl.float64)
-        q = tl.load(here + right, mask=valid, other=0.0).to(tl.float64)
-        r = tl.load(here + below, mask=valid, other=0.0).to(tl.float64)
-        s = tl.load(here + (below + right), mask=valid, other=0.0).to(tl.float64)
-        here += area
-        squares = (squares[0] + p * p, squares[1] + q * q, squares[2] + r * r, squares[3] + s * s)
-        rightward = (rightward[0] + p * q, rightward[1] + r * s)
-        downward = (downward[0] + p * r, downward[1] + q * s)
-        diagonal += p * s + q * r
-    first_y = tl.load(cells_y.start + i, mask=valid, other=0)
-    first_x = tl.load(cells_x.start + j, mask=valid, other=0)
-    last_y = tl.load(cells_y.start + i + 1, mask=valid, other=0)
-    last_x = tl.load(cells_x.start + j + 1, mask=valid, other=0)
+        a = tl.load(source_ptr + offsets.a).to(tl.float64)
+        b = tl.load(source_ptr + offsets.b).to(tl.float64)
+        c = tl.load(source_ptr + offsets.c).to(tl.float64)
+        d = tl.load(source_ptr + offsets.d).to(tl.float64)
+        source_ptr += area
+        squares = (squares[0] + a * a, squares[1] + b * b, squares[2] + c * c, squares[3] + d * d)
+        rightward = (rightward[0] + a * b, rightward[1] + c * d)
+        downward = (downward[0] + a * c, downward[1] + b * d)
+        diagonal += a * d + b * c
     share = 1.0 / C.to(tl.float64)
-    rstd_ptr += (index // w // size.h) * size.H * size.W
-    for m in range(most_y):
-        y = first_y + m
-        v = tl.load(cells_y.fraction + y, mask=y < last_y, other=0.0).to(tl.float64)
+    rstd_ptr += (n * size.H + down.first) * size.W + across.first
+    for k in range(S.PY):
+        y = upper_weight(down, k).to(tl.float64)
         # of the cell's sides at this height: the squares, and the product of the two
-        left = (1.0 - v) * (1.0 - v) * squares[0] + v * v * squares[2] + 2.0 * v * (1.0 - v) * downward[0]
-        far = (1.0 - v) * (1.0 - v) * squares[1] + v * v * squares[3] + 2.0 * v * (1.0 - v) * downward[1]
-        product = (1.0 - v) * (1.0 - v) * rightward[0] + v * v * rightward[1] + v * (1.0 - v) * diagonal
-        for k in range(most_x):
-            x = first_x + k
-            inside = (y < last_y) & (x < last_x)
-            u = tl.load(cells_x.fraction + x, mask=inside, other=0.0).to(tl.float64)
-            norm = (1.0 - u) * (1.0 - u) * left + u * u * far + 2.0 * u * (1.0 - u) * product
-            value = tl.div_rn(1.0, tl.sqrt_rn((tl.maximum(norm, 0.0) * share + eps).to(tl.float32)))
-            tl.store(rstd_ptr + y.to(tl.int64) * size.W + x, value, mask=inside)
+        left = interpolate_product(y, squares[0], downward[0], squares[2])
+        right = interpolate_product(y, squares[1], downward[1], squares[3])
+        product = interpolate_product(y, rightward[0], 0.5 * diagonal, rightward[1])
+        for j in range(S.PX):
+            norm = interpolate_product(upper_weight(across, j).to(tl.float64), left, product, right)
+            value = tl.div_rn(1.0, tl.sqrt_rn(tl.maximum(norm * share + eps, eps).to(tl.float32)))
+            inside = (down.first + k < down.end) & (across.first + j < across.end)
+            tl.store(rstd_ptr + j, value, mask=inside)
+        rstd_ptr += size.W
 
 
 @triton.jit
 def list_tiles(low, axis, MOST: tl.constexpr):
     """Along an axis: the tiles whose footprints hold a low-resolution pixel, and where; -1 where no more are."""
-    first = tl.load(axis.first + low, mask=low >= 0, other=0)
+    first = tl.load(axis.first + low)
     tiles = ()
     places = ()
     for k in tl.static_range(MOST):
-        exists = (first + k < axis.begin + axis.tiles) & (low >= 0)
+        exists = first + k < axis.begin + axis.tiles
         place = low - tl.load(axis.base + first + k, mask=exists, other=0)
         tiles = tiles + (first + k - axis.begin,)
         places = places + (tl.where(exists & (first + k >= axis.begin) & (place < axis.span), place, -1),)
@@ -188,9 +171,11 @@ def list_tiles(low, axis, MOST: tl.constexpr):
 
 
 @triton.jit
-def list_parts(n, down, across, axis_y, axis_x, S: tl.constexpr):
-    """Where the parts of these tiles are in a channel of them; -1 where no more are."""
+def list_parts(n, y, x, axis_y, axis_x, S: tl.constexpr):
+    """Where the parts of a low-resolution pixel are in a channel of them; -1 where no more are."""
     MOST: tl.constexpr = S.MOST_Y * S.MOST_X
+    down = list_tiles(y, axis_y, S.MOST_Y)
+    across = list_tiles(x, axis_x, S.MOST_X)
     listed = ()
     for k in tl.static_range(MOST):
         tile = (n * axis_y.tiles + down[0][k // S.MOST_X]) * axis_x.tiles + across[0][k % S.MOST_X]
@@ -202,18 +187,27 @@ def list_parts(n, down, across, axis_y, axis_x, S: tl.constexpr):
 
 
 @triton.jit
-def sum_parts(channel_ptr, listed, mask):
-    """The sum of a channel's parts, in the order of the tiles."""
-    total = tl.zeros(mask.shape, tl.float32)
-    for k in tl.static_range(len(listed)):
-        total += tl.load(channel_ptr + listed[k], mask=mask & (listed[k] >= 0), other=0.0)
-    return total
+def load_coupling(coupling_ptr, y, x, h, w):
+    """T(i, j) of a pixel and each of its nine neighbours, and where these are; those outside are others, with 0."""
+    area = h.to(tl.int64) * w
+    values = ()
+    neighbours = ()
+    for k in tl.static_range(9):
+        row = y - (k // 3 == 0)  # of the upper left corner of the cell that both are corners of
+        col = x - (k % 3 == 0)
+        values = values + (
+            tl.load(coupling_ptr + plane(k) * area + row * w + col, mask=(row >= 0) & (col >= 0), other=0.0),
+        )
+        below = tl.minimum(tl.maximum(y + down(k), 0), h - 1)
+        neighbours = neighbours + (below * w + tl.minimum(tl.maximum(x + across(k), 0), w - 1),)
+    return values, neighbours
 
 
 @triton.jit
 def gather_bwd_kernel(
     out_ptr,
     parts_ptr,
+    coupling_ptr,
     source_ptr,
     axis_y,
     axis_x,
@@ -221,16 +215,16 @@ def gather_bwd_kernel(
     rows,
     h,
     w,
-    C,
+    first_channel,
+    channels,
     pixels,
     out_strides,
     S: tl.constexpr,
 ):
-    """The gradient of rows of the logits: the tiles' parts, less sum_j T(i, j) x(j) over each pixel's neighbours j.
+    """Of rows of low-resolution pixels the sum of the tiles' parts, in the order of the tiles.
 
-    1. List the parts of each pixel, with NORMALIZE those of its neighbours above and to the left, too.
-    2. With NORMALIZE sum T(i, j) for each of the nine neighbours.
-    3. Over the classes: sum the parts, and subtract T(i, j) x(j).
+    The channels of the parts are those of the logits, then with NORMALIZE the planes of T. These are gathered first, as
+    `coupling`. From the gradient of the logits it then takes sum_j T(i, j) x(j) over each pixel's neighbours j.
     """
     index = tl.program_id(0) * S.BLOCK + tl.arange(0, S.BLOCK)
     inside = index < pixels
@@ -238,36 +232,24 @@ def gather_bwd_kernel(
     n = index // (rows * w)
     y = first_row + index // w % rows
     x = index % w
+    listed = list_parts(n, y, x, axis_y, axis_x, S)
     tiles = pixels // (rows * w) * axis_y.tiles * axis_x.tiles
     pitch = tl.cdiv(tiles, S.TILES).to(tl.int64) * axis_y.span * axis_x.span * S.TILES
-    down_tiles = list_tiles(y, axis_y, S.MOST_Y)
-    across_tiles = list_tiles(x, axis_x, S.MOST_X)
-    own = list_parts(n, down_tiles, across_tiles, axis_y, axis_x, S)
-    slopes = ()
-    neighbours = ()  # where they are; those outside are others, with a slope of 0
-    if S.NORMALIZE:
-        above = list_tiles(y - 1, axis_y, S.MOST_Y)
-        left = list_tiles(x - 1, axis_x, S.MOST_X)
-        cells = (
-            own,
-            list_parts(n, down_tiles, left, axis_y, axis_x, S),
-            list_parts(n, above, across_tiles, axis_y, axis_x, S),
-            list_parts(n, above, left, axis_y, axis_x, S),
-        )
-        for k in tl.static_range(9):
-            slopes = slopes + (sum_parts(parts_ptr + (C + plane(k)) * pitch, cells[cell(k)], inside),)
-            row = tl.minimum(tl.maximum(y + down(k), 0), h - 1)
-            neighbours = neighbours + (row * w + tl.minimum(tl.maximum(x + across(k), 0), w - 1),)
+    parts_ptr += first_channel * pitch
     n = n.to(tl.int64)
-    out_ptr += n * out_strides.n + y.to(tl.int64) * out_strides.h + x.to(tl.int64) * out_strides.w
     area = h.to(tl.int64) * w
-    source_ptr += n * C * area
-    for _ in range(C):
-        value = sum_parts(parts_ptr, own, inside)
+    if S.NORMALIZE:
+        coupling, neighbours = load_coupling(coupling_ptr + 4 * n * area, y, x, h, w)
+        source_ptr += n * channels * area
+    out_ptr += n * out_strides.n + y.to(tl.int64) * out_strides.h + x.to(tl.int64) * out_strides.w
+    for _ in range(channels):
+        value = tl.zeros(index.shape, tl.float32)
+        for k in tl.static_range(len(listed)):
+            value += tl.load(parts_ptr + listed[k], mask=listed[k] >= 0, other=0.0)
         if S.NORMALIZE:
             for k in tl.static_range(9):
-                value -= slopes[k] * tl.load(source_ptr + neighbours[k])
+                value -= coupling[k] * tl.load(source_ptr + neighbours[k])
+            source_ptr += area
         tl.store(out_ptr, value.to(out_ptr.dtype.element_ty), mask=inside)
         parts_ptr += pitch
-        source_ptr += area
         out_ptr += out_strides.c.to(tl.int64)

@@ -10,6 +10,14 @@ from lal_triton.kernels.window import TINY
 
 
 @triton.jit
+def at_centres(taken, row, col, stride, STRIDED: tl.constexpr):
+    """`taken`, with STRIDED only in every `stride`-th row and column."""
+    if STRIDED:
+        taken = taken & (row % stride == 0) & (col % stride == 0)
+    return taken
+
+
+@triton.jit
 def nll_and_one_minus_p(max_minus_own, total):
     """-ln p and 1 - p of the label's probability p.
 

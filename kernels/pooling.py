@@ -8,6 +8,7 @@ import triton.language as tl
 
 from lal_triton.kernels.arithmetic import power
 from lal_triton.kernels.pixel_loss import (
+    at_centres,
     gather_class_weights,
     nll_and_one_minus_p,
     nll_and_one_minus_p_from,
@@ -63,14 +64,14 @@ def locate_pixels(labels, pixel_weight, H, W, weight_strides, S: tl.constexpr):
 
 
 @triton.jit
-def load_omega(pixels, class_weight, centre_stride, HAS_CLASS_WEIGHT: tl.constexpr, HAS_PIXEL_WEIGHT: tl.constexpr):
+def load_omega(pixels, class_weight, centre_stride, HAS_CLASS_WEIGHT: tl.constexpr, S: tl.constexpr):
     """The weight omega of each pixel's loss, 0 where none is taken."""
     label = pixels.label
-    centre = (label != VOID) & (pixels.row % centre_stride == 0) & (pixels.col % centre_stride == 0)
+    centre = at_centres(label != VOID, pixels.row, pixels.col, centre_stride, S.STRIDED)
     omega = tl.where(centre, 1.0, 0.0)
     if HAS_CLASS_WEIGHT:
         omega *= tl.load(class_weight + tl.maximum(label, 0), mask=centre, other=0.0).to(tl.float32)
-    if HAS_PIXEL_WEIGHT:
+    if S.HAS_PIXEL_WEIGHT:
         omega *= tl.load(pixels.weight, mask=centre, other=0.0).to(tl.float32)
     return omega
 
@@ -129,10 +130,10 @@ def pool_fwd_kernel(
     """
     pixels = locate_pixels(labels_ptr, pixel_weight_ptr, H, W, weight_strides, S)
     loss = tl.load(find_plane(workspace_ptr, LOSSES, S, plane_size) + pixels.plane, mask=pixels.inside, other=0.0)
-    mass = load_omega(pixels, class_weight_ptr, centre_stride, S.HAS_CLASS_WEIGHT, S.HAS_PIXEL_WEIGHT)
+    mass = load_omega(pixels, class_weight_ptr, centre_stride, S.HAS_CLASS_WEIGHT, S)
     omega = mass
     if S.WEIGHTS_IN_LOSS:
-        omega = load_omega(pixels, class_weight_ptr, centre_stride, False, S.HAS_PIXEL_WEIGHT)
+        omega = load_omega(pixels, class_weight_ptr, centre_stride, False, S)
     if S.REDUCTION == "none":
         tl.store(value_ptr + pixels.plane, omega * loss, mask=pixels.inside)
     else:
@@ -213,7 +214,7 @@ def pool_bwd_kernel(
     """
     pixels = locate_pixels(labels_ptr, pixel_weight_ptr, size.H, size.W, weight_strides, S)
     HAS_CLASS_WEIGHT: tl.constexpr = S.HAS_CLASS_WEIGHT and not S.WEIGHTS_IN_LOSS
-    omega = load_omega(pixels, class_weight_ptr, options.centre_stride, HAS_CLASS_WEIGHT, S.HAS_PIXEL_WEIGHT)
+    omega = load_omega(pixels, class_weight_ptr, options.centre_stride, HAS_CLASS_WEIGHT, S)
     if S.REDUCTION == "none":
         row = pixels.row.to(tl.int64)
         col = pixels.col.to(tl.int64)

@@ -60,6 +60,7 @@ class LossSpec(NamedTuple):
     HAS_CLASS_WEIGHT: bool
     HAS_SMOOTHING: bool
     BOUNDED: bool  # exp(f_c - f_y) stays inside float32
+    STRIDED: bool  # whether the loss is taken of some pixels only, `centre_stride` apart
 
 
 class WindowSpec(NamedTuple):
@@ -99,6 +100,7 @@ class PoolingSpec(NamedTuple):
     HAS_POWER: bool  # whether p is not 1
     HAS_CLASS_WEIGHT: bool
     HAS_PIXEL_WEIGHT: bool
+    STRIDED: bool  # see `LossSpec`
     WEIGHTS_IN_LOSS: bool  # class weights stand inside the smoothed loss of a pixel
     PLANES: tuple[int, ...]
     SLOPES: str = ""  # of which exponentials the backward makes slopes: "saved", "cells", or none
@@ -127,13 +129,6 @@ class FootprintSpec(NamedTuple):
     NORMALIZE: bool
     BY_WEIGHT: bool
     HAS_INTERIOR: bool  # whether programs whose windows lie inside the image have code of their own
-
-
-class Cells(NamedTuple):
-    """Pointers to what lies in the cells between the low-resolution pixels of an axis."""
-
-    start: Any  # [low + 1], the first full-resolution pixel of each cell
-    fraction: Any
 
 
 class Band(NamedTuple):

@@ -24,6 +24,7 @@ from lal_triton.kernels.footprint import (
     zeros,
 )
 from lal_triton.kernels.pixel_loss import (
+    at_centres,
     gather_class_weights,
     nll_and_one_minus_p,
     pixel_loss,
@@ -175,13 +176,9 @@ def upsampled_loss_fwd_kernel(
     own_weight = gather_class_weights(class_weight_ptr, (own,), L)[0]
     loss = pixel_loss(nll, one_minus_p, smoothing_sum, own_weight, weight_sum, options, C, L)
     loss = tl.where((own == INVALID) | lane.spoiled, float("nan"), loss)
-    loss = tl.where((own != VOID) & is_centre(lane.near, options), loss, 0.0)
+    centre = at_centres(own != VOID, lane.near.row, lane.near.col, options.centre_stride, L.STRIDED)
+    loss = tl.where(centre, loss, 0.0)
     tl.store(losses_ptr + lane.plane, loss, mask=lane.inside)
-
-
-@triton.jit
-def is_centre(near, options):
-    return (near.row % options.centre_stride == 0) & (near.col % options.centre_stride == 0)
 
 
 @triton.jit
@@ -196,7 +193,7 @@ def load_slopes(gradient, own_merged, top, total, class_weight_ptr, lane, option
         highest = tl.load(top + lane.plane, mask=lane.inside, other=0.0)
         max_minus_own = highest - own_merged
     nll, one_minus_p = nll_and_one_minus_p(max_minus_own, others)
-    taken = (own >= 0) & is_centre(lane.near, options)
+    taken = at_centres(own >= 0, lane.near.row, lane.near.col, options.centre_stride, L.STRIDED)
     coefficient, own_slope, uniform = pixel_loss_slope(
         tl.load(gradient + lane.plane, mask=taken & ~lane.spoiled, other=0.0),
         nll,

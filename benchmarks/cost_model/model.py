@@ -174,10 +174,11 @@ def _bytes_with_classes(launch: Launch, tensors: dict[str, torch.Tensor], classe
         if name == "parts_ptr":
             if "axis_x" in given:
                 down, across, span = given["axis_y"], given["axis_x"], given["axis_y"].span * given["axis_x"].span
-                tiles = len(given["source_ptr"]) * down.tiles * across.tiles
+                tiles, channels = len(tensors["out_ptr"]) * down.tiles * across.tiles, given["channels"]
             else:
                 tiles, span = given["band"].tiles, given["SY"] * given["SX"]
-            yield tiles * span * (classes + 4 * given["NORMALIZE"]) * tensor.element_size()
+                channels = classes + 4 * given["NORMALIZE"]
+            yield tiles * span * channels * tensor.element_size()
         elif classes in tensor.shape[1::2]:
             share = _share_of_rows(given) if given.get("HAS_MOMENTS", True) else 1 / classes  # the label's own logit
             yield share * tensor.numel() * tensor.element_size()

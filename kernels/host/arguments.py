@@ -19,6 +19,7 @@ def loss_spec(options: LocalLoss, classes: int, has_class_weight: bool) -> LossS
         HAS_CLASS_WEIGHT=has_class_weight,
         HAS_SMOOTHING=options.label_smoothing > 0,
         BOUNDED=options.exp_is_bounded(classes),
+        STRIDED=options.stride > 1,
     )
 
 

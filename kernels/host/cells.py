@@ -19,7 +19,7 @@ from lal_triton.options import LocalLoss
 
 
 @functools.lru_cache(maxsize=256)
-def _axis(low: int, high: int, align_corners: bool, device: torch.device) -> tuple[CellAxis, int]:
+def cell_axis(low: int, high: int, align_corners: bool, device: torch.device) -> tuple[CellAxis, int]:
     """What kernels read of an axis, and the most pixels of its cells; made on the host, once."""
     cells = Cells.of(low, high, align_corners)
     return CellAxis(cells.start.int().to(device), cells.fraction.float().to(device), cells.step), cells.most
@@ -41,7 +41,7 @@ class CellLoss:
         self._like = like_on_meta(logits)
         images, classes, height, width = self._shape = logits.shape
         (axis_y, self._pixels_y), (axis_x, self._pixels_x) = (
-            _axis(low, high, options.align_corners, logits.device)
+            cell_axis(low, high, options.align_corners, logits.device)
             for low, high in zip(logits.shape[2:], labels.shape[1:], strict=True)
         )
         self._size = UpsampledSize(height, width, *labels.shape[1:], classes, layout.plane_size)

@@ -43,6 +43,7 @@ class BatchPooling:
             HAS_POWER=pooling.p != 1,
             HAS_CLASS_WEIGHT=weight is not None,
             HAS_PIXEL_WEIGHT=pixel_weight is not None,
+            STRIDED=options.stride > 1,
             WEIGHTS_IN_LOSS=weights_in_loss,
             PLANES=layout.planes,
             SLOPES="cells" if layout.on_cells else "saved" if layout.saves_exp else "",

@@ -15,13 +15,14 @@ from lal_triton.bilinear import Axis
 from lal_triton.kernels import configs
 from lal_triton.kernels.host import launch
 from lal_triton.kernels.host.arguments import like_on_meta, loss_options, loss_spec, window_table
+from lal_triton.kernels.host.cells import cell_axis
 from lal_triton.kernels.host.launch import Launch
 from lal_triton.kernels.host.workspace import WorkspaceLayout
 from lal_triton.kernels.low_resolution import centre_fwd_kernel, gather_bwd_kernel, interpolated_rstd_kernel
 from lal_triton.kernels.records import (
     AxisTables,
     Band,
-    Cells,
+    CellSpec,
     FootprintSpec,
     GatherSpec,
     PartsAxis,
@@ -38,35 +39,29 @@ class Tables(NamedTuple):
     lower: Tensor
     fraction: Tensor
     base: Tensor
-    start: Tensor  # [low + 1], the first full-resolution pixel of each cell
     first: Tensor  # [low], the first tile whose windows reach it
     tile: int  # pixels
     lane: int  # pixels of a tile's lane
     span: int
-    most_pixels: int  # of a cell
     most_tiles: int  # whose windows reach the same low-resolution pixel
-    tiles: tuple[tuple[int, int], ...]  # [low], which tiles those of a low-resolution pixel and the one before it are
+    tiles: tuple[tuple[int, int], ...]  # [low], the first of these tiles, and the one after the last
 
     @classmethod
     def of(cls, axis: Axis, lane: int, device: torch.device) -> "Tables":
-        low = torch.arange(axis.low + 1)
-        start = torch.searchsorted(axis.lower, low)
+        low = torch.arange(axis.low)
         base = axis.base.clamp(max=axis.low - axis.span)  # footprints lie inside the image
-        first = torch.searchsorted(axis.last, low[:-1])
-        last = torch.searchsorted(axis.base, low[:-1], right=True)
-        earlier = torch.cat([first[:1], first[:-1]])
+        first = torch.searchsorted(axis.last, low)
+        last = torch.searchsorted(axis.base, low, right=True)
         return cls(
             lower=axis.lower.int().to(device),
             fraction=axis.fraction.float().to(device),
             base=base.int().to(device),
-            start=start.int().to(device),
             first=first.int().to(device),
             tile=axis.tile,
             lane=lane,
             span=axis.span,
-            most_pixels=int(start.diff().max()),
             most_tiles=int((last - first).max()),
-            tiles=tuple(zip(earlier.tolist(), last.tolist(), strict=True)),
+            tiles=tuple(zip(first.tolist(), last.tolist(), strict=True)),
         )
 
 
@@ -91,7 +86,8 @@ class Group(NamedTuple):
 
     images: slice
     parts: Launch  # of each tile, for the gradient of its footprint
-    gather: Launch  # the parts of each low-resolution pixel
+    coupling: Launch  # the parts of each low-resolution pixel, for how the standard score couples it with others
+    gather: Launch  # those for the gradient of the logits
 
 
 class Upsampled:
@@ -160,12 +156,19 @@ class Upsampled:
         scratch = launch.allocate(self._scratch_shape, torch.float32, self._device)
         source, bad = self._centred(stream, logits)
         planes = self._layout.views(workspace)
-        for images, parts, gather in self._groups:
+        normalize = self._options.normalize
+        images, _classes, height, width = self._shape
+        coupling = launch.allocate((images, 4, height, width), torch.float32, self._device) if normalize else None
+        for share, parts, couple, gather in self._groups:
             names = "own_logit", "top", "total", "rstd"
-            own, top, total, rstd = (planes[name][images] if name in planes else None for name in names)
-            inputs = source[images], bad[images], labels[images], rstd, weight
-            parts(stream, scratch, gradient[images], own, top, total, *inputs)
-            gather(stream, out[images], scratch, source[images])
+            own, top, total, rstd = (planes[name][share] if name in planes else None for name in names)
+            inputs = source[share], bad[share], labels[share], rstd, weight
+            parts(stream, scratch, gradient[share], own, top, total, *inputs)
+            if coupling is not None:
+                couple(stream, coupling[share], scratch, None, None)
+                gather(stream, out[share], scratch, coupling[share], source[share])
+            else:
+                gather(stream, out[share], scratch, None, None)
         return out
 
     def _centred(self, stream: int | None, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,23 +194,43 @@ class Upsampled:
         return Launch(centre_fwd_kernel, triton.cdiv(pixels, lanes), lanes, arguments)
 
     def _prepare_rstd(self, images: int) -> Launch:
-        cells, lanes = images * self._size.h * self._size.w, configs.LOW_RESOLUTION_LANES
+        size, lanes = self._size, configs.LOW_RESOLUTION_LANES
+        (axis_y, pixels_y), (axis_x, pixels_x) = (
+            cell_axis(low, high, self._options.align_corners, self._device)
+            for low, high in ((size.h, size.H), (size.w, size.W))
+        )
+        cells = images * (size.h + 1) * (size.w + 1)
         arguments = {
-            "cells_y": Cells(self._down.start, self._down.fraction),
-            "cells_x": Cells(self._across.start, self._across.fraction),
-            "size": self._size,
+            "axis_y": axis_y,
+            "axis_x": axis_x,
+            "size": size,
             "cells": cells,
-            "most_y": self._down.most_pixels,
-            "most_x": self._across.most_pixels,
             "eps": self._options.eps,
-            "BLOCK": lanes,
+            "S": CellSpec(
+                PY=pixels_y,
+                PX=pixels_x,
+                QY=1,
+                QX=1,
+                LANES=lanes,
+                WIDE=size.h * size.w > configs.MOST_OFFSET,
+                PLANES=self._layout.planes,
+            ),
         }
         return Launch(interpolated_rstd_kernel, triton.cdiv(cells, lanes), lanes, arguments)
 
-    def _prepare_share(self, images: int, share: "Share") -> tuple[Launch, Launch]:
+    def _prepare_share(self, images: int, share: "Share") -> tuple[Launch, Launch, Launch]:
+        size = self._size
+        parts = self._launch(upsampled_loss_bwd_kernel, "upsampled_loss_bwd", images, share)
+        planes = Strides(4 * size.h * size.w, size.h * size.w, size.w, 1)
+        coupling = self._prepare_gather(images, share, size.C, 4, planes, normalize=False)
+        gather = self._prepare_gather(images, share, 0, size.C, self._out_strides, self._options.normalize)
+        return parts, coupling, gather
+
+    def _prepare_gather(
+        self, images: int, share: "Share", first_channel: int, channels: int, out_strides: Strides, normalize: bool
+    ) -> Launch:
         size, down, across = self._size, self._down, self._across
         pixels, lanes = images * share.rows * size.w, configs.LOW_RESOLUTION_LANES
-        parts = self._launch(upsampled_loss_bwd_kernel, "upsampled_loss_bwd", images, share)
         arguments = {
             "axis_y": PartsAxis(down.first, down.base, share.first_tile, share.tiles, down.span),
             "axis_x": PartsAxis(across.first, across.base, 0, len(across.base), across.span),
@@ -215,18 +238,19 @@ class Upsampled:
             "rows": share.rows,
             "h": size.h,
             "w": size.w,
-            "C": size.C,
+            "first_channel": first_channel,
+            "channels": channels,
             "pixels": pixels,
-            "out_strides": self._out_strides,
+            "out_strides": out_strides,
             "S": GatherSpec(
-                NORMALIZE=self._options.normalize,
+                NORMALIZE=normalize,
                 TILES=self._tiles_together(self._spec("upsampled_loss_bwd")),
                 MOST_Y=down.most_tiles,
                 MOST_X=across.most_tiles,
                 BLOCK=lanes,
             ),
         }
-        return parts, Launch(gather_bwd_kernel, triton.cdiv(pixels, lanes), lanes, arguments)
+        return Launch(gather_bwd_kernel, triton.cdiv(pixels, lanes), lanes, arguments)
 
     def _launch(self, kernel: Any, family: str, images: int, share: "Share") -> Launch:
         band = Band(share.first_tile, share.tiles, images * share.tiles * len(self._across.base))
