@@ -159,7 +159,7 @@ PIXELS_PER_LANE = 4  # of `prepare`: they share what depends on the class alone
 POOL_CHUNK = 2048  # pixels whose losses a program pools
 POOL_IMAGES, POOL_CHUNKS = 16, 32  # whose results the last program reduces at once
 POOL_LANES = 128
-SLOPES_BLOCK = 512
+SLOPES_BLOCK = 1024
 
 
 def offsets_size(shape: Sequence[Any], options: LocalLoss, upsampled: bool) -> Any:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from problems import cpu_only, make_problem, value_and_gradient
 
-from lal_triton import LocallyAdaptiveLoss, dispatch
+from lal_triton import LocallyAdaptiveLoss, dispatch, steps
 from lal_triton.benchmarks.memory import allocations
 from lal_triton.functional import cross_entropy, locally_adaptive_loss
 
@@ -86,6 +86,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads, low, options):
     results = []
     for number in (1, 2, 5):
         threads(number)
+        steps.clear()
         results.append(value_and_gradient(logits, target, torch.float32, **options))
     for loss, gradient in results[1:]:
         assert torch.equal(loss, results[0][0])
