@@ -12,7 +12,7 @@ COLUMNS pixels of a tile, and as many lanes as that takes, one beside the other,
 low-resolution pixel of a footprint is a tuple of such blocks.
 
 An axis's interpolation comes in three tables: of each pixel the `lower` low-resolution one and the `fraction`, the
-weight of the next, and of each tile the `base`, where its footprint begins.
+weight of the next, and of each tile the `base`, where its footprint begins. The first tile may begin before the image.
 """
 
 from typing import Any, NamedTuple
@@ -51,20 +51,22 @@ def lanes_of_tile(S):
 
 
 @triton.jit
-def locate_lanes(band, size, base_y, base_x, S: tl.constexpr):
+def locate_lanes(band, size, tables_y, tables_x, S: tl.constexpr):
     """Tiles are numbered through the rows of them in the band, of each image."""
     G: tl.constexpr = lanes_of_tile(S)
     AX: tl.constexpr = S.TX // S.COLUMNS
     lane = tl.arange(0, S.LANES)[None, None, :]
     number = tl.program_id(0) * (S.LANES // G) + lane // G
     tile = tl.minimum(number, band.tiles - 1)
-    across = tl.cdiv(size.W, S.TX)
+    across = tl.cdiv(size.W + tables_x.lead, S.TX)
     n = (tile // across // band.tiles_y).to(tl.int64)
     y = band.first_tile + tile // across % band.tiles_y
     x = tile % across
-    row = y * S.TY + lane % G // AX * S.ROWS + tl.arange(0, S.ROWS)[:, None, None]
-    col = x * S.TX + lane % AX + tl.arange(0, S.COLUMNS)[None, :, None] * AX
-    return Place(n, tl.where(number < band.tiles, row, size.H), col, tl.load(base_y + y), tl.load(base_x + x))
+    row = y * S.TY - tables_y.lead + lane % G // AX * S.ROWS + tl.arange(0, S.ROWS)[:, None, None]
+    col = x * S.TX - tables_x.lead + lane % AX + tl.arange(0, S.COLUMNS)[None, :, None] * AX
+    return Place(
+        n, tl.where(number < band.tiles, row, size.H), col, tl.load(tables_y.base + y), tl.load(tables_x.base + x)
+    )
 
 
 @triton.jit

@@ -107,11 +107,12 @@ class PoolingSpec(NamedTuple):
 
 
 class AxisTables(NamedTuple):
-    """Pointers to the interpolation along an axis: see `footprint`."""
+    """The interpolation along an axis, as pointers, and its tiles: see `footprint`."""
 
     lower: Any
     fraction: Any
     base: Any
+    lead: int  # pixels of the first tile that lie before the image
 
 
 class FootprintSpec(NamedTuple):

@@ -78,7 +78,7 @@ def find_spoiled(bad, mixture):
 
 @triton.jit
 def mix_lanes(band, source, bad, labels, rstd, window, tables_y, tables_x, size, S: tl.constexpr, L: tl.constexpr):
-    place = locate_lanes(band, size, tables_y.base, tables_x.base, S)
+    place = locate_lanes(band, size, tables_y, tables_x, S)
     near = load_neighbourhood(labels, rstd, window, place, size, S)
     axis_y = Axis(tables_y.lower, tables_y.fraction, place.y, size.H)
     axis_x = Axis(tables_x.lower, tables_x.fraction, place.x, size.W)

@@ -1,4 +1,4 @@
-"""Bilinear interpolation along an axis: neighbours and weights, and the low-resolution pixels that a tile reaches."""
+"""Bilinear interpolation along an axis: neighbours and weights."""
 
 from typing import NamedTuple
 
@@ -48,20 +48,12 @@ class Axis(NamedTuple):
     high: int
     lower: Tensor  # [high], the lower of the two low-resolution pixels
     fraction: Tensor  # [high], the weight of the upper one, float64
-    tile: int  # pixels to a tile
-    span: int  # the most low-resolution pixels that the windows of a tile reach
-    base: Tensor  # [tiles], the first of them
-    last: Tensor  # [tiles], the last of them
 
     @classmethod
-    def of(cls, low: int, high: int, align_corners: bool, reach: int, device: torch.device, tile: int) -> "Axis":
-        pixel = torch.arange(high, device=device)
-        numerator, _, denominator = _places(pixel, low, high, align_corners)
+    def of(cls, low: int, high: int, align_corners: bool) -> "Axis":
+        numerator, _, denominator = _places(torch.arange(high), low, high, align_corners)
         numerator = numerator.clamp(min=0)
-        index = numerator // denominator
-        fraction = (numerator - index * denominator).double() / denominator
-        fraction[index == low - 1] = 0  # there is no upper pixel
-        first = torch.arange(0, high, tile, device=device)
-        base = index[(first - reach).clamp(min=0)]
-        last = index[(first + tile - 1 + reach).clamp(max=high - 1)].add(1).clamp(max=low - 1)
-        return cls(low, high, index, fraction, tile, int((last - base).max()) + 1, base, last)
+        lower = numerator // denominator
+        fraction = (numerator - lower * denominator).double() / denominator
+        fraction[lower == low - 1] = 0  # there is no upper pixel
+        return cls(low, high, lower, fraction)

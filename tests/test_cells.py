@@ -84,7 +84,7 @@ def test_cells_have_each_pixel_where_it_is_interpolated(low, align_corners):
         cells = Cells.of(low, high, align_corners)
         assert cells.start[0] == 0
         assert cells.start[-1] == high
-        axis = Axis.of(low, high, align_corners, reach=0, device=torch.device("cpu"), tile=4)
+        axis = Axis.of(low, high, align_corners)
         pixel = torch.arange(high)
         cell = torch.searchsorted(cells.start, pixel, right=True) - 1
         place = cell - 1 + cells.fraction[cell] + (pixel - cells.start[cell]).double() * cells.step

@@ -34,35 +34,51 @@ from lal_triton.options import LocalLoss
 
 
 class Tables(NamedTuple):
-    """What the kernels read of an axis: `bilinear.Axis`, and where to look for a low-resolution pixel."""
+    """What the kernels read of an axis: the interpolation, its tiles, and where to look for a low-resolution pixel."""
 
     lower: Tensor
     fraction: Tensor
-    base: Tensor
+    base: Tensor  # [tiles], the first low-resolution pixel of each footprint
     first: Tensor  # [low], the first tile whose windows reach it
     tile: int  # pixels
+    lead: int  # pixels of the first tile that lie before the image
     lane: int  # pixels of a tile's lane
-    span: int
+    span: int  # low-resolution pixels of a footprint
     most_tiles: int  # whose windows reach the same low-resolution pixel
     tiles: tuple[tuple[int, int], ...]  # [low], the first of these tiles, and the one after the last
 
     @classmethod
-    def of(cls, axis: Axis, lane: int, device: torch.device) -> "Tables":
+    def of(cls, axis: Axis, reach: int, tile: int, lane: int, device: torch.device) -> "Tables":
+        """With the tiles where the windows of each reach the fewest low-resolution pixels."""
+        lead = min(range(tile), key=lambda lead: _span(*_reached(axis, reach, tile, lead)))
+        base, last = _reached(axis, reach, tile, lead)
+        span = _span(base, last)
         low = torch.arange(axis.low)
-        base = axis.base.clamp(max=axis.low - axis.span)  # footprints lie inside the image
-        first = torch.searchsorted(axis.last, low)
-        last = torch.searchsorted(axis.base, low, right=True)
+        first, end = torch.searchsorted(last, low), torch.searchsorted(base, low, right=True)
         return cls(
             lower=axis.lower.int().to(device),
             fraction=axis.fraction.float().to(device),
-            base=base.int().to(device),
+            base=base.clamp(max=axis.low - span).int().to(device),  # footprints lie inside the image
             first=first.int().to(device),
-            tile=axis.tile,
+            tile=tile,
+            lead=lead,
             lane=lane,
-            span=axis.span,
-            most_tiles=int((last - first).max()),
-            tiles=tuple(zip(first.tolist(), last.tolist(), strict=True)),
+            span=span,
+            most_tiles=int((end - first).max()),
+            tiles=tuple(zip(first.tolist(), end.tolist(), strict=True)),
         )
+
+
+def _reached(axis: Axis, reach: int, tile: int, lead: int) -> tuple[Tensor, Tensor]:
+    """The first and the last low-resolution pixel that the windows of each tile reach."""
+    pixel = torch.arange(-lead, axis.high, tile)
+    base = axis.lower[(pixel - reach).clamp(min=0)]
+    last = axis.lower[(pixel + tile - 1 + reach).clamp(max=axis.high - 1)]
+    return base, (last + 1).clamp(max=axis.low - 1)
+
+
+def _span(base: Tensor, last: Tensor) -> int:
+    return int((last - base).max()) + 1
 
 
 @functools.lru_cache(maxsize=256)
@@ -70,14 +86,14 @@ def _tables(
     low: tuple[int, int], high: tuple[int, int], align_corners: bool, kernel: tuple[int, int], device: torch.device
 ) -> tuple[Tables, Tables]:
     """Of both axes, for the first of the tiles whose footprint is small enough; made on the host, once."""
-    cpu = torch.device("cpu")
+    axes = [Axis.of(size, full, align_corners) for size, full in zip(low, high, strict=True)]
     for tile, lane in configs.TILES:
         down, across = (
-            Axis.of(size, full, align_corners, extent // 2, cpu, pixels)
-            for size, full, extent, pixels in zip(low, high, kernel, tile, strict=True)
+            Tables.of(axis, extent // 2, pixels, own, device)
+            for axis, extent, pixels, own in zip(axes, kernel, tile, lane, strict=True)
         )
         if configs.footprint_fits((down.span, across.span), lane, kernel):
-            return Tables.of(down, lane[0], device), Tables.of(across, lane[1], device)
+            return down, across
     raise NotImplementedError(f"logits are {low} and target {high}, expected a larger ratio between them")
 
 
@@ -107,8 +123,8 @@ class Upsampled:
         tiles = len(self._down.base), len(self._across.base)
         self._loss = {
             "window_ptr": window_table(tuple(options.window), logits.device),
-            "tables_y": AxisTables(self._down.lower, self._down.fraction, self._down.base),
-            "tables_x": AxisTables(self._across.lower, self._across.fraction, self._across.base),
+            "tables_y": AxisTables(self._down.lower, self._down.fraction, self._down.base, self._down.lead),
+            "tables_x": AxisTables(self._across.lower, self._across.fraction, self._across.base, self._across.lead),
             "size": self._size,
             "options": loss_options(options),
             "L": loss_spec(options, classes, has_class_weight),

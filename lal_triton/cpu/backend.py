@@ -174,10 +174,7 @@ def _tables(low: Sequence[int], high: Sequence[int], align_corners: bool, dtype:
     """Of the interpolation from one (height, width) to another; None where they are equal."""
     if tuple(low) == tuple(high):
         return None
-    axes = (
-        Axis.of(*sizes, align_corners, reach=0, device=torch.device("cpu"), tile=sizes[1])
-        for sizes in zip(low, high, strict=True)
-    )
+    axes = (Axis.of(*sizes, align_corners) for sizes in zip(low, high, strict=True))
     of_rows, of_columns = ((axis.lower.numpy(), axis.fraction.to(dtype).numpy()) for axis in axes)
     return Tables(*of_rows, *of_columns, *low)
 
