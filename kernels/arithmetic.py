@@ -1,5 +1,9 @@
 # mypy: ignore-errors
-"""Logarithms and powers to an ulp or two: the hardware's are off by 2^-22 of 1, which costs small losses digits."""
+# ruff: noqa: RUF005
+"""Logarithms and powers to an ulp or two: the hardware's are off by 2^-22 of 1, which costs small losses digits.
+
+And what other files need for tuples.
+"""
 
 import triton
 import triton.language as tl
@@ -41,3 +45,17 @@ def power(x, p):
         square *= square
         whole //= 2
     return result
+
+
+@triton.jit
+def bit_or(a, b):
+    return a | b
+
+
+@triton.jit
+def scaled(values, factor):
+    """Each of a tuple's values times a factor."""
+    products = ()
+    for k in tl.static_range(len(values)):
+        products = products + (values[k] * factor,)
+    return products

@@ -10,6 +10,7 @@ highest. Logits are divided by ln 2, for exp2.
 import triton
 import triton.language as tl
 
+from lal_triton.kernels.arithmetic import scaled
 from lal_triton.kernels.cells import (
     Corners,
     column_lines,
@@ -46,14 +47,6 @@ def repeated(value, N: tl.constexpr):
     for _ in tl.static_range(N):
         values = values + (value,)
     return values
-
-
-@triton.jit
-def scaled(values, factor):
-    products = ()
-    for i in tl.static_range(len(values)):
-        products = products + (values[i] * factor,)
-    return products
 
 
 @triton.jit
@@ -160,8 +153,9 @@ def sum_exp_slowly(
             f = interpolate(corners, down, across, i // PX, i % PX)
             is_own = own[i] == c
             now = tl.where(close, 0.0, tl.maximum(top[i], f))
-            so_far = total[i] * tl.exp2(top[i] - now)
-            new = new + (so_far + tl.where(is_own, 0.0, tl.exp2(f - now)),)
+            finite = tl.where(now == float("-inf"), 0.0, now)
+            so_far = total[i] * tl.exp2(top[i] - finite)
+            new = new + (so_far + tl.where(is_own, 0.0, tl.exp2(f - finite)),)
             new_own = new_own + (tl.where(is_own, f, own_logit[i]),)
             new_top = new_top + (now,)
         total = new

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from lal_triton.kernels.arithmetic import bit_or
+
 # Of a cell's logits, in powers of two. A sequence's last pixel has the rounding of the growth several times: where
 # neighbours differ by more, it would err by more than F.interpolate does.
 MOST_SPREAD = tl.constexpr(56.0)
@@ -122,13 +124,18 @@ def column_lines(corners, down, across, PX: tl.constexpr):
 
 
 @triton.jit
+def mix(t, first, second):
+    """(1 - t) first + t second; what has no weight may be infinite."""
+    return tl.fma(t, tl.where(t > 0, second, 0.0), (1 - t) * tl.where(t < 1, first, 0.0))
+
+
+@triton.jit
 def interpolate(corners, down, across, k, j):
     """The value at the pixel in row k and column j of the patch."""
     y = upper_weight(down, k)
-    x = upper_weight(across, j)
-    left = tl.fma(y, corners.c, (1 - y) * corners.a)
-    right = tl.fma(y, corners.d, (1 - y) * corners.b)
-    return tl.fma(x, right, (1 - x) * left)
+    left = mix(y, corners.a, corners.c)
+    right = mix(y, corners.b, corners.d)
+    return mix(upper_weight(across, j), left, right)
 
 
 @triton.jit
@@ -166,17 +173,12 @@ def store_patch(pointer, values, W, down, across, S: tl.constexpr):
 
 
 @triton.jit
-def either(a, b):
-    return a | b
-
-
-@triton.jit
 def hash_labels(labels):
     """The set of the program's labels, a bit for each modulo 32."""
     bits = tl.zeros(labels[0].shape, tl.int32)
     for i in tl.static_range(len(labels)):
         bits |= tl.where(labels[i] >= 0, 1 << (labels[i] & 31), 0)
-    return tl.reduce(bits, 0, either)
+    return tl.reduce(bits, 0, bit_or)
 
 
 @triton.jit

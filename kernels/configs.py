@@ -248,7 +248,7 @@ PLANES = (
     "own_logit",  # of the label; through an upsampling it is f_y
     "mean",
     "rstd",
-    "top",  # the highest f_c; where exp is bounded it is f_y; 0 where a cell's logits are less a pivot
+    "top",  # the highest f_c; where exp is bounded it is f_y; 0 where a cell's logits are close
     "inverse",  # 1 / xi
     "top_minus_own",  # top - f_y
 )

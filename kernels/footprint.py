@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from lal_triton.kernels.arithmetic import bit_or, scaled
 from lal_triton.kernels.records import FootprintSpec
 from lal_triton.kernels.window import VOID, Neighbourhood, is_inside, like_no_other
 
@@ -179,14 +180,6 @@ def add_outer(total, left, right, N: tl.constexpr):
 
 
 @triton.jit
-def scaled(values, factor):
-    products = ()
-    for k in tl.static_range(len(values)):
-        products = products + (values[k] * factor,)
-    return products
-
-
-@triton.jit
 def mix_window(near, axis_y, axis_x, S: tl.constexpr, INTERIOR: tl.constexpr):
     """xi A, and xi."""
     KH: tl.constexpr = S.KH
@@ -314,11 +307,6 @@ def sum_lanes(values, S: tl.constexpr):
     if G > 1:
         values = repeat(tl.sum(tl.reshape(values, [S.LANES // G, G]), 1), G)
     return values
-
-
-@triton.jit
-def bit_or(a, b):
-    return a | b
 
 
 @triton.jit

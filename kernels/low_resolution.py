@@ -5,19 +5,19 @@
 import triton
 import triton.language as tl
 
-from lal_triton.kernels.cells import corner_offsets, locate_side, upper_weight
+from lal_triton.kernels.cells import corner_offsets, locate_side, pixel_exists, upper_weight
 
-MOST_SPREAD = tl.constexpr(2.0**40)
+MOST_DEVIATION = tl.constexpr(2.0**40)
 
 
 @triton.constexpr_function
-def down(k):
+def rows_below(k):
     """Rows from a pixel to its neighbour k of 9."""
     return k // 3 - 1
 
 
 @triton.constexpr_function
-def across(k):
+def columns_right(k):
     return k % 3 - 1
 
 
@@ -42,8 +42,8 @@ def centre_fwd_kernel(
 ):
     """Logits less their mean over the classes, `[N, C, h, w]`; pixels with a logit that is not finite: 0, and bad.
 
-    With NORMALIZE, so are those with a logit farther than MOST_SPREAD from the mean: the gradient of a standard score
-    has the third power of 1 / std, which would vanish.
+    With NORMALIZE, so are those with a logit farther than MOST_DEVIATION from the mean: the gradient of a standard
+    score has the third power of 1 / std, which would vanish.
 
     1. The mean over the classes, from differences of the first logit: a common offset has no effect.
     2. What rounding left of it, and the largest difference from it.
@@ -70,7 +70,7 @@ def centre_fwd_kernel(
     rest = rest / C
     finite = tl.abs(rest) < float("inf")
     if NORMALIZE:
-        finite = finite & (spread < MOST_SPREAD)
+        finite = finite & (spread < MOST_DEVIATION)
     tl.store(bad_ptr + index, tl.where(finite, 0, 1), mask=inside)
     source_ptr += n * C * area + pixel
     for c in range(C):
@@ -151,8 +151,7 @@ def interpolated_rstd_kernel(rstd_ptr, source_ptr, axis_y, axis_x, size, cells, 
         for j in range(S.PX):
             norm = interpolate_product(upper_weight(across, j).to(tl.float64), left, product, right)
             value = tl.div_rn(1.0, tl.sqrt_rn(tl.maximum(norm * share + eps, eps).to(tl.float32)))
-            inside = (down.first + k < down.end) & (across.first + j < across.end)
-            tl.store(rstd_ptr + j, value, mask=inside)
+            tl.store(rstd_ptr + j, value, mask=pixel_exists(down, across, k, j))
         rstd_ptr += size.W
 
 
@@ -198,8 +197,8 @@ def load_coupling(coupling_ptr, y, x, h, w):
         values = values + (
             tl.load(coupling_ptr + plane(k) * area + row * w + col, mask=(row >= 0) & (col >= 0), other=0.0),
         )
-        below = tl.minimum(tl.maximum(y + down(k), 0), h - 1)
-        neighbours = neighbours + (below * w + tl.minimum(tl.maximum(x + across(k), 0), w - 1),)
+        below = tl.minimum(tl.maximum(y + rows_below(k), 0), h - 1)
+        neighbours = neighbours + (below * w + tl.minimum(tl.maximum(x + columns_right(k), 0), w - 1),)
     return values, neighbours
 
 

@@ -177,6 +177,6 @@ class CellSpec(NamedTuple):
     QX: int
     LANES: int
     WIDE: bool  # whether offsets in a plane of the logits, or of their gradient, need 64 bits
-    PLANES: tuple[int, ...]
+    PLANES: tuple[int, ...] = ()
     ROWS: int = 0  # of low-resolution pixels, down which a program of the backward goes
     CLASSES: int = 0  # of such a program

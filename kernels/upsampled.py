@@ -25,6 +25,7 @@ from lal_triton.kernels.footprint import (
 )
 from lal_triton.kernels.pixel_loss import (
     at_centres,
+    class_weight,
     gather_class_weights,
     nll_and_one_minus_p,
     pixel_loss,
@@ -100,14 +101,6 @@ def start_of(own_merged, L: tl.constexpr):
 
 
 @triton.jit
-def load_class_weight(class_weight_ptr, c, L: tl.constexpr):
-    weight = 1.0
-    if L.HAS_CLASS_WEIGHT:
-        weight = tl.load(class_weight_ptr + c).to(tl.float32)
-    return weight
-
-
-@triton.jit
 def add_exp(highest, others, merged, counts, L: tl.constexpr):
     """The running maximum, f_y with BOUNDED, and the sum of exp(f_c - maximum) over the classes that count."""
     if L.BOUNDED:
@@ -164,7 +157,7 @@ def upsampled_loss_fwd_kernel(
         highest, others = add_exp(highest, others, merged, counts, L)
         if L.HAS_SMOOTHING:
             difference = merged * LN2 if L.BOUNDED else merged - own_merged
-            difference *= load_class_weight(class_weight_ptr, c, L)
+            difference *= class_weight(class_weight_ptr, c, L)
             smoothing_sum += tl.where(counts, difference, 0.0)
 
     tl.store(total_ptr + lane.plane, others, mask=lane.inside)
@@ -217,7 +210,7 @@ def class_slope(c, merged, highest, factor, own, own_slope, uniform, class_weigh
     """G of a pixel and a class."""
     g = factor * (tl.exp2(merged) if L.BOUNDED else tl.exp(merged - highest))
     if L.HAS_SMOOTHING:
-        g -= uniform * load_class_weight(class_weight_ptr, c, L)
+        g -= uniform * class_weight(class_weight_ptr, c, L)
     return tl.where(own == c, own_slope, g)
 
 

@@ -66,8 +66,10 @@ def pixel_loss(
         one_minus_p = -torch.expm1(-nll).clamp(max=-torch.finfo(nll.dtype).tiny)  # 0^(gamma - 1) has no finite slope
         return options.focal_alpha * one_minus_p**options.focal_gamma * nll
     weight = merged.new_ones(num_classes) if weight is None else weight.to(merged.dtype)
-    smooth = (nlls * weight[:, None, None]).sum(1) / num_classes
-    return ((1 - options.label_smoothing) * weight[own] * nll + options.label_smoothing * smooth).clamp(min=0)
+    loss = (1 - options.label_smoothing) * weight[own] * nll
+    if options.label_smoothing > 0:  # else a class of logits -inf has no influence
+        loss = loss + options.label_smoothing * (nlls * weight[:, None, None]).sum(1) / num_classes
+    return loss.clamp(min=0)
 
 
 def local_loss(

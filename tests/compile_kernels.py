@@ -24,7 +24,7 @@ def record(kernel_size, dtype, target, upsampling=1, weighted=False, default=Tru
     weight = torch.empty(19, device="meta") if weighted else None
     pooling = Pooling("mean" if weighted else "image", 1.0 if weighted else 3.0, ignore_index=255)
     launches = compiling.record_step(logits, labels, weight, local, pooling, target, default)
-    return {kernel: launch for (_, kernel), (launch, *_) in launches.items()}
+    return {kernel: launch for (_, kernel), (*_, launch) in launches.items()}
 
 
 def main():

@@ -208,6 +208,22 @@ def test_non_finite_logits_stay_in_their_cells(bad):
     )
 
 
+@pytest.mark.parametrize("excluded", [0, 1, 4])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_class_of_infinite_logits_is_left_out(excluded, align_corners):
+    logits, target = make_cells((3, 3))
+    target[target == excluded] = 255
+    others = [c for c in range(5) if c != excluded]
+    options = {"reduction": "none", "align_corners": align_corners, **PLAIN}
+    numbers = torch.tensor([others.index(c) if c in others else 255 for c in range(256)], device=DEVICE)
+    expected = value_and_gradient(logits[:, others], numbers[target], torch.float32, backend="triton", **options)
+    logits[:, excluded] = -math.inf
+    loss, gradient = value_and_gradient(logits, target, torch.float32, backend="triton", **options)
+    torch.testing.assert_close(loss, expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient[:, others], expected[1], rtol=1e-4, atol=1e-6)
+    assert torch.equal(gradient[:, excluded], torch.zeros_like(gradient[:, excluded]))
+
+
 def test_void_hides_what_is_not_finite():
     logits, target = make_cells((4, 6))
     expected = value_and_gradient(logits, target, torch.float32, backend="triton", **PLAIN)

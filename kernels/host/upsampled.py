@@ -229,7 +229,6 @@ class Upsampled:
                 QX=1,
                 LANES=lanes,
                 WIDE=size.h * size.w > configs.MOST_OFFSET,
-                PLANES=self._layout.planes,
             ),
         }
         return Launch(interpolated_rstd_kernel, triton.cdiv(cells, lanes), lanes, arguments)
