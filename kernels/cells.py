@@ -125,8 +125,8 @@ def column_lines(corners, down, across, PX: tl.constexpr):
 
 @triton.jit
 def mix(t, first, second):
-    """(1 - t) first + t second; what has no weight may be infinite."""
-    return tl.fma(t, tl.where(t > 0, second, 0.0), (1 - t) * tl.where(t < 1, first, 0.0))
+    """(1 - t) first + t second; of two that are equal that, which may be infinite."""
+    return tl.where(first == second, first, tl.fma(t, second, (1 - t) * first))
 
 
 @triton.jit

@@ -64,7 +64,7 @@ def test_every_ratio(low, size, align_corners, options):
 
 
 @pytest.mark.parametrize("kernel_size", [7, (9, 3)])
-def test_windows_with_larger_frames(kernel_size):
+def test_windows_with_larger_footprints(kernel_size):
     check({"kernel_size": kernel_size}, (12, 8), (3, 2))
 
 
@@ -84,7 +84,6 @@ def test_common_offset(normalize):
 
 
 def test_many_classes():
-    """More than one block of them, the last one not full."""
     logits = make_problem((1, 70, *LOW))[0]
     target = make_problem((1, 70, *SIZE), labels=70)[1]
     assert_matches_reference(logits, target, "triton", kernel_size=3)
