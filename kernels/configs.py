@@ -245,10 +245,10 @@ def may_save_exp(options: LocalLoss, num_classes: int, upsampled: bool) -> bool:
 PLANES = (
     "losses",
     "total",  # the sum over c != y of exp(f_c - top)
-    "own_logit",  # of the label; through an upsampling it is f_y
+    "own_logit",  # of the label; through an upsampling it is f_y, in units of ln 2 where exp is bounded
     "mean",
     "rstd",
-    "top",  # the highest f_c; where exp is bounded it is f_y; 0 where a cell's logits are close
+    "top",  # the highest f_c; where exp is bounded f_y, through an upsampling 0; 0 where a cell is close
     "inverse",  # 1 / xi
     "top_minus_own",  # top - f_y
 )

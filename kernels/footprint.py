@@ -13,6 +13,8 @@ low-resolution pixel of a footprint is a tuple of such blocks.
 
 An axis's interpolation comes in three tables: of each pixel the `lower` low-resolution one and the `fraction`, the
 weight of the next, and of each tile the `base`, where its footprint begins. The first tile may begin before the image.
+A row's elements stand as often as a tile has lanes beside each other, for these to load neighbouring elements: up to
+Triton 3.6 the compiler else spreads a column over lanes, and moves each block that it loads through shared memory.
 """
 
 from typing import Any, NamedTuple
@@ -46,6 +48,12 @@ class Place(NamedTuple):
 
 # Triton 3.5's interpreter makes a plain tuple of a record that a constexpr_function is called with.
 @triton.constexpr_function
+def lanes_across(S):
+    spec = FootprintSpec(*S)
+    return spec.TX // spec.COLUMNS
+
+
+@triton.constexpr_function
 def lanes_of_tile(S):
     spec = FootprintSpec(*S)
     return spec.TY // spec.ROWS * (spec.TX // spec.COLUMNS)
@@ -55,7 +63,7 @@ def lanes_of_tile(S):
 def locate_lanes(band, size, tables_y, tables_x, S: tl.constexpr):
     """Tiles are numbered through the rows of them in the band, of each image."""
     G: tl.constexpr = lanes_of_tile(S)
-    AX: tl.constexpr = S.TX // S.COLUMNS
+    AX: tl.constexpr = lanes_across(S)
     lane = tl.arange(0, S.LANES)[None, None, :]
     number = tl.program_id(0) * (S.LANES // G) + lane // G
     tile = tl.minimum(number, band.tiles - 1)
@@ -65,9 +73,9 @@ def locate_lanes(band, size, tables_y, tables_x, S: tl.constexpr):
     x = tile % across
     row = y * S.TY - tables_y.lead + lane % G // AX * S.ROWS + tl.arange(0, S.ROWS)[:, None, None]
     col = x * S.TX - tables_x.lead + lane % AX + tl.arange(0, S.COLUMNS)[None, :, None] * AX
-    return Place(
-        n, tl.where(number < band.tiles, row, size.H), col, tl.load(tables_y.base + y), tl.load(tables_x.base + x)
-    )
+    row = tl.max_constancy(tl.where(number < band.tiles, row, size.H), [1, 1, AX])
+    col = tl.max_contiguous(col, [1, 1, AX])
+    return Place(n, row, col, tl.load(tables_y.base + y), tl.load(tables_x.base + x))
 
 
 @triton.jit
@@ -93,11 +101,14 @@ def is_interior(near, S: tl.constexpr):
 
 
 @triton.jit
-def bilinear_weights(axis, pixel, N: tl.constexpr, INTERIOR: tl.constexpr):
-    """A pixel's bilinear weights along an axis, one value to each of N low-resolution pixels."""
+def bilinear_weights(axis, pixel, N: tl.constexpr, COPIES: tl.constexpr, INTERIOR: tl.constexpr):
+    """A pixel's bilinear weights along an axis, one value to each of N low-resolution pixels.
+
+    COPIES: how often each element stands in the axis's tables.
+    """
     mask = None if INTERIOR else (pixel >= 0) & (pixel < axis.size)
-    lower = tl.load(axis.lower + pixel, mask=mask) - axis.base
-    upper = tl.load(axis.fraction + pixel, mask=mask, other=None if INTERIOR else 0.0)
+    lower = tl.load(axis.lower + pixel * COPIES, mask=mask) - axis.base
+    upper = tl.load(axis.fraction + pixel * COPIES, mask=mask, other=None if INTERIOR else 0.0)
     weights = ()
     for k in tl.static_range(N):
         weights = weights + (tl.where(lower == k, 1.0 - upper, tl.where(lower == k - 1, upper, 0.0)),)
@@ -110,7 +121,7 @@ def column_weights(axis, col, S: tl.constexpr, INTERIOR: tl.constexpr):
     KW: tl.constexpr = S.KW
     weights = ()
     for j in tl.static_range(KW):
-        weights = weights + (bilinear_weights(axis, col + (j - KW // 2), S.SX, INTERIOR),)
+        weights = weights + (bilinear_weights(axis, col + (j - KW // 2), S.SX, 1, INTERIOR),)
     return weights
 
 
@@ -153,13 +164,6 @@ def dot(left, right):
 
 
 @triton.jit
-def add_dot(total, left, right):
-    for k in tl.static_range(len(left)):
-        total += left[k] * right[k]
-    return total
-
-
-@triton.jit
 def add_scaled(total, factor, values):
     new = ()
     for k in tl.static_range(len(total)):
@@ -184,6 +188,7 @@ def mix_window(near, axis_y, axis_x, S: tl.constexpr, INTERIOR: tl.constexpr):
     """xi A, and xi."""
     KH: tl.constexpr = S.KH
     KW: tl.constexpr = S.KW
+    COPIES: tl.constexpr = lanes_across(S)
     across = column_weights(axis_x, near.col, S, INTERIOR)
     mixture = zeros(near.own, S.SY * S.SX)
     xi = tl.zeros(near.own.shape, tl.float32)
@@ -192,7 +197,7 @@ def mix_window(near, axis_y, axis_x, S: tl.constexpr, INTERIOR: tl.constexpr):
         along = zeros(near.own, S.SX)
         for j in tl.static_range(KW):
             along = add_scaled(along, weights[j] * scales[j], across[j])
-        down = bilinear_weights(axis_y, near.row + (i - KH // 2), S.SY, INTERIOR)
+        down = bilinear_weights(axis_y, near.row + (i - KH // 2), S.SY, COPIES, INTERIOR)
         mixture = add_outer(mixture, down, along, S.SX)
     return mixture, xi
 
@@ -233,6 +238,7 @@ def window_slopes(slope, near, axis_y, axis_x, S: tl.constexpr, INTERIOR: tl.con
     """`variance_slopes` from A's gradient over xi."""
     KH: tl.constexpr = S.KH
     KW: tl.constexpr = S.KW
+    COPIES: tl.constexpr = lanes_across(S)
     SY: tl.constexpr = S.SY
     NY: tl.constexpr = 2 * S.SY - 1
     NX: tl.constexpr = 2 * S.SX - 1
@@ -241,7 +247,7 @@ def window_slopes(slope, near, axis_y, axis_x, S: tl.constexpr, INTERIOR: tl.con
     planes = zeros(axis_y.base, NY * NX)
     for i in range(KH):
         weights, scales, _xi = load_row(near, i, none, S, INTERIOR)
-        down = bilinear_weights(axis_y, near.row + (i - KH // 2), SY, INTERIOR)
+        down = bilinear_weights(axis_y, near.row + (i - KH // 2), SY, COPIES, INTERIOR)
         along = zeros(near.own, S.SX)
         for y in tl.static_range(SY):
             along = add_scaled(along, down[y], slope[y * S.SX : (y + 1) * S.SX])

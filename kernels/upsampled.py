@@ -9,11 +9,11 @@ import triton.language as tl
 
 from lal_triton.kernels.footprint import (
     Axis,
-    add_dot,
     add_scaled,
     dot,
     is_interior,
     join_bits,
+    lanes_across,
     lanes_of_tile,
     load_neighbourhood,
     locate_lanes,
@@ -27,7 +27,7 @@ from lal_triton.kernels.pixel_loss import (
     at_centres,
     class_weight,
     gather_class_weights,
-    nll_and_one_minus_p,
+    nll_and_one_minus_p_from,
     pixel_loss,
     pixel_loss_slope,
     sum_class_weights,
@@ -81,7 +81,8 @@ def find_spoiled(bad, mixture):
 def mix_lanes(band, source, bad, labels, rstd, window, tables_y, tables_x, size, S: tl.constexpr, L: tl.constexpr):
     place = locate_lanes(band, size, tables_y, tables_x, S)
     near = load_neighbourhood(labels, rstd, window, place, size, S)
-    axis_y = Axis(tables_y.lower, tables_y.fraction, place.y, size.H)
+    copy = tl.arange(0, S.LANES)[None, None, :] % lanes_across(S)
+    axis_y = Axis(tables_y.lower + copy, tables_y.fraction + copy, place.y, size.H)
     axis_x = Axis(tables_x.lower, tables_x.fraction, place.x, size.W)
     interior = is_interior(near, S)
     mixture, inverse = mix(interior, near, axis_y, axis_x, LOG2E if L.BOUNDED else 1.0, S)
@@ -95,22 +96,22 @@ def mix_lanes(band, source, bad, labels, rstd, window, tables_y, tables_x, size,
 
 
 @triton.jit
-def start_of(own_merged, L: tl.constexpr):
-    """Where the sum of a class starts: with BOUNDED it becomes (f_c - f_y) / ln 2."""
-    return -own_merged if L.BOUNDED else tl.zeros_like(own_merged)
-
-
-@triton.jit
 def add_exp(highest, others, merged, counts, L: tl.constexpr):
-    """The running maximum, f_y with BOUNDED, and the sum of exp(f_c - maximum) over the classes that count."""
+    """The running maximum, 0 with BOUNDED, and the sum of exp(f_c - maximum) over the classes that count."""
     if L.BOUNDED:
         others += tl.where(counts, tl.exp2(merged), 0.0)
     else:
         # of `merged` itself: the backward has the same bits, and large logits leave no others
-        now = tl.maximum(highest, tl.where(counts, merged, float("-inf")))
+        now = tl.maximum(highest, merged)
         others = others * tl.exp(highest - now) + tl.where(counts, tl.exp(merged - now), 0.0)
         highest = now
     return highest, others
+
+
+@triton.jit
+def top_minus_own(top, own_merged, L: tl.constexpr):
+    difference = top - own_merged
+    return difference * LN2 if L.BOUNDED else difference
 
 
 @triton.jit
@@ -135,8 +136,10 @@ def upsampled_loss_fwd_kernel(
 ):
     """The planes `losses`, `own_logit`, `total` and `top` of the lanes' pixels.
 
-    1. Build A, the weights of the footprint's low-resolution pixels in each merged pixel, and f_y.
-    2. Over the classes: merge, and the sums of exp(f_c - top).
+    With BOUNDED f is in units of ln 2, and top is 0, for which there is no plane.
+
+    1. Build A, the weights of the footprint's low-resolution pixels in each merged pixel.
+    2. Over the classes: merge, f_y, and the sums of exp(f_c - top).
     3. Each pixel's loss, 0 at void and between centres, NaN at labels out of range.
     """
     C = size.C
@@ -144,28 +147,30 @@ def upsampled_loss_fwd_kernel(
     own = lane.near.own
     source = lane.source
     area = size.h.to(tl.int64) * size.w
-    own_merged = dot(lane.mixture, load_footprint(source + tl.maximum(own, 0) * area, size.w, S))
-    tl.store(own_ptr + lane.plane, own_merged, mask=lane.inside)
-    start = start_of(own_merged, L)
-    highest = own_merged
-    others = tl.zeros_like(highest)
-    smoothing_sum = tl.zeros_like(highest)
+    own_merged = tl.zeros(lane.inverse.shape, tl.float32)
+    others = own_merged
+    smoothing_sum = own_merged
+    highest = own_merged if L.BOUNDED else own_merged + float("-inf")
     for c in range(C):
-        merged = add_dot(start, lane.mixture, load_footprint(source, size.w, S))
+        merged = dot(lane.mixture, load_footprint(source, size.w, S))
         source += area
         counts = own != c  # without the own class, whose term is known, what is small keeps its digits
+        own_merged = tl.where(counts, own_merged, merged)
         highest, others = add_exp(highest, others, merged, counts, L)
         if L.HAS_SMOOTHING:
-            difference = merged * LN2 if L.BOUNDED else merged - own_merged
-            difference *= class_weight(class_weight_ptr, c, L)
-            smoothing_sum += tl.where(counts, difference, 0.0)
+            smoothing_sum += class_weight(class_weight_ptr, c, L) * merged
 
+    weight_sum = sum_class_weights(class_weight_ptr, C, L)
+    if L.HAS_SMOOTHING:
+        smoothing_sum -= weight_sum * own_merged
+        if L.BOUNDED:
+            smoothing_sum *= LN2
+    tl.store(own_ptr + lane.plane, own_merged, mask=lane.inside)
     tl.store(total_ptr + lane.plane, others, mask=lane.inside)
     if not L.BOUNDED:
         tl.store(top_ptr + lane.plane, highest, mask=lane.inside)
     others = tl.where(own >= 0, others, 0.0)
-    nll, one_minus_p = nll_and_one_minus_p(highest - own_merged, others)
-    weight_sum = sum_class_weights(class_weight_ptr, C, L)
+    nll, one_minus_p = nll_and_one_minus_p_from(top_minus_own(highest, own_merged, L), others)
     own_weight = gather_class_weights(class_weight_ptr, (own,), L)[0]
     loss = pixel_loss(nll, one_minus_p, smoothing_sum, own_weight, weight_sum, options, C, L)
     loss = tl.where((own == INVALID) | lane.spoiled, float("nan"), loss)
@@ -176,16 +181,15 @@ def upsampled_loss_fwd_kernel(
 
 @triton.jit
 def load_slopes(gradient, own_merged, top, total, class_weight_ptr, lane, options, C, L: tl.constexpr):
-    """Start of a class's sum, the maximum, the factor of exp(f_c - maximum), and the slopes by f_y and by all f_c."""
+    """The maximum, the factor of exp(f_c - maximum), and the slopes by f_y and by all f_c."""
     own = lane.near.own
     others = tl.load(total + lane.plane, mask=lane.inside, other=0.0)
     own_merged = tl.load(own_merged + lane.plane, mask=lane.inside, other=0.0)
-    highest = own_merged
-    max_minus_own = tl.zeros_like(highest)
+    highest = tl.zeros_like(own_merged)
     if not L.BOUNDED:
         highest = tl.load(top + lane.plane, mask=lane.inside, other=0.0)
-        max_minus_own = highest - own_merged
-    nll, one_minus_p = nll_and_one_minus_p(max_minus_own, others)
+    difference = top_minus_own(highest, own_merged, L)
+    nll, one_minus_p = nll_and_one_minus_p_from(difference, others)
     taken = at_centres(own >= 0, lane.near.row, lane.near.col, options.centre_stride, L.STRIDED)
     coefficient, own_slope, uniform = pixel_loss_slope(
         tl.load(gradient + lane.plane, mask=taken & ~lane.spoiled, other=0.0),
@@ -197,12 +201,12 @@ def load_slopes(gradient, own_merged, top, total, class_weight_ptr, lane, option
         C,
         L,
     )
-    factor = tl.div_rn(coefficient, tl.exp(-max_minus_own) + others)
+    factor = tl.div_rn(coefficient, tl.exp(-difference) + others)
     if L.BOUNDED:  # by f / ln 2
         factor *= LN2
         own_slope *= LN2
         uniform *= LN2
-    return start_of(own_merged, L), highest, factor, own_slope, uniform
+    return highest, factor, own_slope, uniform
 
 
 @triton.jit
@@ -246,7 +250,7 @@ def upsampled_loss_bwd_kernel(
     lane = mix_lanes(band, source_ptr, bad_ptr, labels_ptr, rstd_ptr, window_ptr, tables_y, tables_x, size, S, L)
     near = lane.near
     mixture = lane.mixture
-    start, highest, factor, own_slope, uniform = load_slopes(
+    highest, factor, own_slope, uniform = load_slopes(
         gradient_ptr, own_ptr, top_ptr, total_ptr, class_weight_ptr, lane, options, C, L
     )
     G: tl.constexpr = lanes_of_tile(S)
@@ -263,7 +267,7 @@ def upsampled_loss_bwd_kernel(
     for c in range(C):
         x = load_footprint(source, size.w, S)
         source += area
-        merged = add_dot(start, mixture, x)
+        merged = dot(mixture, x)
         g = class_slope(c, merged, highest, factor, near.own, own_slope, uniform, class_weight_ptr, L)
         if S.NORMALIZE:
             slope = add_scaled(slope, g, x)

@@ -661,8 +661,8 @@ MUTATIONS = [
     Mutation(
         "fraction kept at the last pixel",
         "lal_triton/bilinear.py",
-        "fraction[index == low - 1] = 0  #",
-        "fraction[index == low - 1] += 0  #",
+        "fraction[lower == low - 1] = 0  #",
+        "fraction[lower == low - 1] += 0  #",
         UPSAMPLING,
     ),
     # ---- around the backends

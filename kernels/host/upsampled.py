@@ -68,6 +68,10 @@ class Tables(NamedTuple):
             tiles=tuple(zip(first.tolist(), end.tolist(), strict=True)),
         )
 
+    def for_kernels(self, copies: int) -> AxisTables:
+        lower, fraction = (table.repeat_interleave(copies) for table in (self.lower, self.fraction))
+        return AxisTables(lower, fraction, self.base, self.lead)
+
 
 def _reached(axis: Axis, reach: int, tile: int, lead: int) -> tuple[Tensor, Tensor]:
     """The first and the last low-resolution pixel that the windows of each tile reach."""
@@ -123,8 +127,8 @@ class Upsampled:
         tiles = len(self._down.base), len(self._across.base)
         self._loss = {
             "window_ptr": window_table(tuple(options.window), logits.device),
-            "tables_y": AxisTables(self._down.lower, self._down.fraction, self._down.base, self._down.lead),
-            "tables_x": AxisTables(self._across.lower, self._across.fraction, self._across.base, self._across.lead),
+            "tables_y": self._down.for_kernels(copies=self._across.tile // self._across.lane),
+            "tables_x": self._across.for_kernels(copies=1),
             "size": self._size,
             "options": loss_options(options),
             "L": loss_spec(options, classes, has_class_weight),
