@@ -44,6 +44,7 @@ test-oldest test-newest: test-%:
 	.venv-$*/bin/python -m pip list | grep -E "^(torch|triton|numpy|platformdirs|tqdm) "
 	cd tests && ../.venv-$*/bin/pytest -n 2 -k "not triton and not no_allocation" $(OF_TORCH)
 	cd tests && ../.venv-$*/bin/pytest -n 2 --every 10 $(OF_KERNELS)
+	cd tests && ../.venv-$*/bin/pytest test_compile.py -k one_target
 	cd tests && ../.venv-$*/bin/pytest -m long test_overhead.py
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt

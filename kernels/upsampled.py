@@ -54,8 +54,9 @@ class Lane(NamedTuple):
 @triton.jit
 def load_footprint(source, w, S: tl.constexpr):
     """One class of a footprint."""
+    SPAN: tl.constexpr = S.SY * S.SX
     values = ()
-    for i in tl.static_range(S.SY * S.SX):
+    for i in tl.static_range(SPAN):
         values = values + (tl.load(source + i // S.SX * w + i % S.SX),)
     return values
 
@@ -285,10 +286,11 @@ def upsampled_loss_bwd_kernel(
 @triton.jit
 def spoil_parts(parts_ptr, pitch, C, holes, S: tl.constexpr):
     """NaN at the low-resolution pixels that a pixel mixes whose loss is NaN for a logit that is not finite."""
+    SPAN: tl.constexpr = S.SY * S.SX
     TILES: tl.constexpr = S.LANES // lanes_of_tile(S)
     nan = tl.full(holes.shape, float("nan"), tl.float32)
     for _ in range(C):
-        for i in tl.static_range(S.SY * S.SX):
+        for i in tl.static_range(SPAN):
             tl.store(parts_ptr + i * TILES, nan, mask=(holes >> i & 1) != 0)
         parts_ptr += pitch
 
@@ -299,8 +301,8 @@ def store_planes(planes_ptr, pitch, slopes, mask, S: tl.constexpr):
     TILES: tl.constexpr = S.LANES // lanes_of_tile(S)
     NY: tl.constexpr = 2 * S.SY - 1
     NX: tl.constexpr = 2 * S.SX - 1
-    for y in tl.static_range(2 * S.SY):
-        for x in tl.static_range(2 * S.SX):
+    for y in tl.static_range(NY + 1):
+        for x in tl.static_range(NX + 1):
             value = tl.zeros_like(slopes[0])
             if y < NY and x < NX:
                 value = sum_lanes(slopes[y * NX + x], S)
