@@ -106,7 +106,7 @@ class Group(NamedTuple):
 
     images: slice
     parts: Launch  # of each tile, for the gradient of its footprint
-    coupling: Launch  # the parts of each low-resolution pixel, for how the standard score couples it with others
+    coupling: Launch | None  # the parts of each low-resolution pixel, for how a standard score couples it with others
     gather: Launch  # those for the gradient of the logits
 
 
@@ -184,7 +184,7 @@ class Upsampled:
             own, top, total, rstd = (planes[name][share] if name in planes else None for name in names)
             inputs = source[share], bad[share], labels[share], rstd, weight
             parts(stream, scratch, gradient[share], own, top, total, *inputs)
-            if coupling is not None:
+            if couple is not None and coupling is not None:
                 couple(stream, coupling[share], scratch, None, None)
                 gather(stream, out[share], scratch, coupling[share], source[share])
             else:
@@ -237,12 +237,12 @@ class Upsampled:
         }
         return Launch(interpolated_rstd_kernel, triton.cdiv(cells, lanes), lanes, arguments)
 
-    def _prepare_share(self, images: int, share: "Share") -> tuple[Launch, Launch, Launch]:
-        size = self._size
+    def _prepare_share(self, images: int, share: "Share") -> tuple[Launch, Launch | None, Launch]:
+        size, normalize = self._size, self._options.normalize
         parts = self._launch(upsampled_loss_bwd_kernel, "upsampled_loss_bwd", images, share)
         planes = Strides(4 * size.h * size.w, size.h * size.w, size.w, 1)
-        coupling = self._prepare_gather(images, share, size.C, 4, planes, normalize=False)
-        gather = self._prepare_gather(images, share, 0, size.C, self._out_strides, self._options.normalize)
+        coupling = self._prepare_gather(images, share, size.C, 4, planes, normalize=False) if normalize else None
+        gather = self._prepare_gather(images, share, 0, size.C, self._out_strides, normalize)
         return parts, coupling, gather
 
     def _prepare_gather(
