@@ -18,6 +18,14 @@ def available_bytes(device: torch.device) -> int | None:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def reason_to_skip(case: Case, limit: int | None) -> str | None:
+    """Why a case is left out, None where it runs."""
+    needed = bytes_needed(case)
+    if case.skipped is None and limit is not None and needed > limit:
+        return f"does not fit: needs {needed / GIB:.1f} GiB of {limit / GIB:.1f} GiB"
+    return case.skipped
+
+
 def bytes_needed(case: Case) -> int:
     """An upper estimate of a peer's peak, made for eager float32; our own losses are always tried."""
     classes, taps = case.num_classes, (case.kernel_size or 1) ** 2

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from lal_triton.benchmarks import environment, peers
-from lal_triton.benchmarks.capacity import GIB, bytes_needed
+from lal_triton.benchmarks.capacity import bytes_needed, reason_to_skip
 from lal_triton.benchmarks.cases import Case, Settings, plan
+from lal_triton.benchmarks.expected import expected_seconds
 from lal_triton.benchmarks.load import busy_processes, torch_threads
 from lal_triton.benchmarks.memory import peak_bytes
 from lal_triton.benchmarks.scenes import VOID, Scene, make_batch, predict
 from lal_triton.benchmarks.timing import Effort, Timing, time_copy, time_step
 from lal_triton.functional import cross_entropy, focal_loss, locally_adaptive_loss
+from lal_triton.progress import about, announce, start_bar
 
 P = 3.0  # the Minkowski exponent that the paper found best
 PHASES = ("forward", "backward", "step")
@@ -41,11 +42,20 @@ def run(settings: Settings, scenes: Scenes, path: Path, planned: Sequence[Case] 
     batches = make_batches(scenes)
     rows: list[Row] = []
     write_results(path, described, rows)
-    with tqdm(planned or plan(settings), unit="case", dynamic_ncols=True, disable=None) as progress:
-        for case in progress:
-            progress.set_description(f"{case.label}, {case.size} x {case.size}")
+    cases = planned or plan(settings)
+    seconds = [expected_seconds(case, settings, effort_for(case, settings)) for case in cases]
+    count = sum(map(bool, seconds))
+    on_a_cpu = f", {about(sum(seconds))} on two busy cores"
+    announce(f"{count} cases{on_a_cpu if settings.device.type == 'cpu' else ''}")
+    number = 0
+    with start_bar(sum(seconds)) as bar:
+        for case, expected in zip(cases, seconds, strict=True):
+            if expected:
+                number += 1
+                bar.set_description_str(f"{number} of {count}, {case.label}, {case.size} x {case.size}")
             rows += measure(case, settings, batches)
             write_results(path, described, rows)
+            bar.n += expected
 
 
 def make_batches(scenes: Scenes) -> Batches:
@@ -86,11 +96,9 @@ def measure(case: Case, settings: Settings, batches: Batches) -> list[Row]:
         "full_bytes": case.full_bytes,
         "needed_bytes": None,
     }
-    skipped = case.skipped
-    needed = bytes_needed(case)
-    if skipped is None and settings.memory_limit is not None and needed > settings.memory_limit:
-        shared["needed_bytes"] = needed
-        skipped = f"does not fit: needs {needed / GIB:.1f} GiB of {settings.memory_limit / GIB:.1f} GiB"
+    skipped = reason_to_skip(case, settings.memory_limit)
+    if skipped != case.skipped:
+        shared["needed_bytes"] = bytes_needed(case)
     if skipped is None:
         try:
             return [shared | row for row in _measure(case, settings, batches)]
@@ -100,11 +108,15 @@ def measure(case: Case, settings: Settings, batches: Batches) -> list[Row]:
     return [shared | _row(phase, None, skipped=skipped) for phase in phases]
 
 
+def effort_for(case: Case, settings: Settings) -> Effort:
+    return ONCE if case.memory_sweep else EFFORTS[settings.device.type, settings.quick]
+
+
 def _measure(case: Case, settings: Settings, batches: Batches) -> list[Row]:
     logits, target = batches(case.num_classes, case.batch_size, case.size, case.upsampling)
     logits = logits.to(settings.device, case.dtype).detach().requires_grad_()
     target = target.to(settings.device)
-    effort = ONCE if case.memory_sweep else EFFORTS[settings.device.type, settings.quick]
+    effort = effort_for(case, settings)
     if case.name == "copy":
         return [_row("copy", time_copy(logits, effort))]
 

@@ -6,6 +6,7 @@ This file imports no Triton, which reads at its import whether it interprets.
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -14,16 +15,17 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 @contextlib.contextmanager
 def start_compilers(processes: int) -> Iterator[Executor]:
     """What they compile is in Triton's cache on disk when it is launched. After an error nothing else is begun."""
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _leave_interpreter)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _prepare)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interpreter() -> None:
-    """A process that interprets the kernels cannot compile them."""
+def _prepare() -> None:
+    """A process that interprets the kernels cannot compile them; one that is interrupted ends without a traceback."""
     os.environ.pop("TRITON_INTERPRET", None)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,14 +1,15 @@
-"""Locally Adaptive Learning loss (arXiv 1802.08290) for PyTorch, with Triton kernels.
+"""Segmentation losses for PyTorch: cross-entropy, focal and Locally Adaptive Learning loss (arXiv 1802.08290).
 
-Importing needs torch and numpy only; Triton is imported when a kernel is first launched.
+A name of `__all__` is imported, and torch with it, when it is first used: the command `lal-triton` parses its arguments
+without them. Triton is imported when a kernel is first launched.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from lal_triton import functional
-from lal_triton.modules import CenterLoss, CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss
+import importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lal_triton import functional
+    from lal_triton.modules import CenterLoss, CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss
     from lal_triton.tuning.search import tune
 
 __version__ = "0.1.0"
@@ -22,10 +23,17 @@ __all__ = [
     "tune",
 ]
 
+if not TYPE_CHECKING:  # to a type checker it would promise every name
 
-def __getattr__(name: str) -> Any:
-    if name == "tune":
-        from lal_triton.tuning.search import tune
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "functional":
+            return importlib.import_module("lal_triton.functional")
+        home = importlib.import_module("lal_triton.tuning.search" if name == "tune" else "lal_triton.modules")
+        globals()[name] = getattr(home, name)
+        return globals()[name]
 
-        return tune
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

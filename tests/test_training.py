@@ -19,6 +19,7 @@ from lal_triton.benchmarks.training.evaluation import evaluate, predict, scores_
 from lal_triton.benchmarks.training.losses import LOSSES, Criterion, take_nearest
 from lal_triton.benchmarks.training.samples import Stream, make_loader
 from lal_triton.benchmarks.training.task import Example, Output, Recipe
+from lal_triton.progress import start_bar
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def one_thread():
 def train(folder, loss="ce", task=None, seed=0, precision="32-true"):
     plugin = MixedPrecision(precision, device="cpu") if precision == "16-mixed" else None  # Fabric would not on a CPU
     fabric = Fabric(accelerator="cpu", devices=1, precision=None if plugin else precision, plugins=plugin)
-    return loop.train(task or make_task(), loss, seed, folder, fabric)
+    return loop.train(task or make_task(), loss, seed, folder, fabric, start_bar(0, shown=False))
 
 
 def checkpoint(folder):
@@ -124,7 +125,8 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeyp
 def test_workers_change_nothing(tmp_path):
     task = make_task()
     train(tmp_path / "none", task=task)
-    loop.train(task, "ce", 0, tmp_path / "two", Fabric(accelerator="cpu", devices=1), workers=2)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    loop.train(task, "ce", 0, tmp_path / "two", fabric, start_bar(0, shown=False), workers=2)
     assert_equal(checkpoint(tmp_path / "two"), checkpoint(tmp_path / "none"))
 
 

@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from tiny_task import ITERATIONS, make_task_with_void
 
 from lal_triton.benchmarks.training import loop
+from lal_triton.progress import start_bar
 
 LOSSES = ["ce", "center", "lal5", "max-pooling"]
 # The processes add up some 10^3 pixels' terms in another order, at 1e-16 each: 1e-13 in a gradient of size 1. Steps of
@@ -31,7 +32,7 @@ def alone(tmp_path_factory):
     torch.set_default_dtype(torch.float64)
     try:
         for loss in LOSSES:
-            loop.train(make_task_with_void(), loss, 0, folder / loss, fabric)
+            loop.train(make_task_with_void(), loss, 0, folder / loss, fabric, start_bar(0, shown=False))
     finally:
         torch.set_default_dtype(torch.float32)
     return folder

@@ -18,11 +18,11 @@ from concurrent.futures import as_completed
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from lal_triton.kernels import configs
 from lal_triton.kernels.compilers import start_compilers
 from lal_triton.options import LocalLoss, Pooling, usual_loss
+from lal_triton.progress import announce, start_bar
 
 if TYPE_CHECKING:
     from lal_triton.kernels.host.launch import Launch
@@ -92,8 +92,13 @@ def measure(
         for part in sorted(parts, key=lambda part: -part.case.kernel_size):  # what takes longest begins first
             same.setdefault(part.identity, []).append(part)
         futures = [pool.submit(make_rows, group) for group in same.values()]
-        done = tqdm(as_completed(futures), total=len(futures), desc="compiling", unit="kernel")
-        found = {part: row for future in done for part, row in future.result()}
+        announce(f"{len(futures)} kernels to compile on {os.cpu_count()} cores")
+        found: dict[Part, Row] = {}
+        with start_bar(len(futures)) as bar:
+            for future in as_completed(futures):
+                found.update(future.result())
+                bar.set_description_str(f"{bar.n + 1:.0f} of {len(futures)} kernels", refresh=False)
+                bar.update()
     return [found[part] for part in parts]
 
 

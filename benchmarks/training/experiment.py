@@ -20,8 +20,11 @@ from lal_triton.benchmarks.training.loop import restore, train
 from lal_triton.benchmarks.training.losses import LOSSES
 from lal_triton.benchmarks.training.task import Task
 from lal_triton.plots import masks, training
+from lal_triton.progress import about, announce, start_bar
 
 SEEDS = {"nuclei": [0, 1, 2], "digits": [0, 1, 2], "voc": [0]}
+# Of an iteration, on two cores of an AMD EPYC with a load of 5 and of 3 (benchmarks/results/training-*.json).
+SECONDS = {"nuclei": 0.126, "digits": 0.069}
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -89,7 +92,11 @@ def run(
     repeated, an interrupted one goes on. ValueError where a run in the folder is of another task or recipe.
     """
     folders = {(loss, seed): output / "runs" / f"{loss}-seed{seed}" for seed in seeds for loss in losses}
-    runs = [train(task, loss, seed, folder, fabric, workers) for (loss, seed), folder in folders.items()]
+    iterations = task.recipe.iterations * len(folders)
+    if fabric.is_global_zero:
+        announce(f"{len(folders)} runs of {task.recipe.iterations:,} iterations{expected_time(task, iterations)}")
+    with start_bar(iterations, shown=fabric.is_global_zero) as bar:
+        runs = [train(task, loss, seed, folder, fabric, bar, workers) for (loss, seed), folder in folders.items()]
     path = output / "results.json"
     if fabric.is_global_zero:
         results = {
@@ -110,3 +117,9 @@ def run(
         training.draw(path, output / "figures")
     fabric.barrier()
     return path
+
+
+def expected_time(task: Task, iterations: int) -> str:
+    if task.name not in SECONDS:
+        return ""
+    return f", {about(iterations * SECONDS[task.name])} on two busy cores"

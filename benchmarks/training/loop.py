@@ -26,11 +26,13 @@ from lal_triton.benchmarks.training.task import Recipe, Task
 LOG_EVERY = 10  # iterations
 
 
-def train(task: Task, loss: str, seed: int, folder: Path, fabric: Fabric, workers: int = 0) -> dict[str, Any]:
+def train(
+    task: Task, loss: str, seed: int, folder: Path, fabric: Fabric, bar: tqdm, workers: int = 0
+) -> dict[str, Any]:
     """One run, and its result: what result.json in the folder holds, beside log.csv and checkpoint.pt.
 
     A run that was interrupted goes on from its checkpoint and ends as if it had not been, to the last bit; one that is
-    finished returns its result. All ranks must see the folder.
+    finished returns its result. All ranks must see the folder. `bar` counts the iterations.
 
     Raises:
         ValueError: the checkpoint in the folder is of another task, loss, seed, recipe or precision.
@@ -73,14 +75,11 @@ def train(task: Task, loss: str, seed: int, folder: Path, fabric: Fabric, worker
 
     stream = Stream(task.training, recipe, seed)
     loader = make_loader(stream, recipe, progress["iteration"], fabric.global_rank, ranks, workers)
-    bar = tqdm(
-        total=recipe.iterations,
-        initial=progress["iteration"],
-        desc=f"{task.name}, {loss}, seed {seed}",
-        disable=None if fabric.is_global_zero else True,
-    )
+    bar.total -= progress["iteration"]
+    bar.set_postfix_str("", refresh=False)
+    bar.set_description_str(f"{loss}, seed {seed}")
     model.train()
-    with bar, deterministic(), caught_interruption() as interrupted:
+    with deterministic(), caught_interruption() as interrupted:
         started = time.perf_counter() - progress["seconds"]
         for _, images, target in loader:
             rate = schedule.get_last_lr()[0]
@@ -95,7 +94,7 @@ def train(task: Task, loss: str, seed: int, folder: Path, fabric: Fabric, worker
             last = iteration == recipe.iterations
             if iteration % LOG_EVERY == 0:
                 progress["rows"].append({"iteration": iteration, "loss": value.item(), "learning_rate": rate})
-                bar.set_postfix(loss=f"{value.item():.3f}")
+                bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
             if iteration % recipe.evaluate_every == 0 or last:
                 progress["scores"] = evaluate(network, task.evaluation, num_classes, fabric, workers)
                 progress["curve"].append({"iteration": iteration, "miou": progress["scores"]["miou"]})

@@ -28,6 +28,7 @@ from lal_triton.dispatch import choose_backend
 from lal_triton.kernels import configs
 from lal_triton.kernels.compilers import start_compilers
 from lal_triton.kernels.configs import Config, Setting
+from lal_triton.progress import announce, start_bar
 from lal_triton.tuning import cache
 from lal_triton.tuning.candidates import (
     Forced,
@@ -83,7 +84,7 @@ def tune(
         upsampling: one or several ratios of the labels' size to that of the logits; they divide height and width.
         device: the current GPU by default. "cpu" rehearses the search in Triton's interpreter (TRITON_INTERPRET=1):
             few candidates, compiled for an H100, one run each, and written nowhere without `cache_dir`.
-        progress: whether to show a bar per family, where standard error is a terminal.
+        progress: whether to say on standard error how far it is: a bar on a terminal, elsewhere a line per family.
         cache_dir: the folder to write to. Only LAL_TRITON_CACHE_DIR in the environment and, without it, the platform's
             cache folder are read again.
 
@@ -94,6 +95,7 @@ def tune(
     Raises:
         ValueError: no GPU and no device "cpu"; bad sizes.
         TypeError, NotImplementedError: what the kernels do not serve, as in the losses with backend="triton".
+        KeyboardInterrupt: it names the file that keeps what was found until then.
     """
     if device is None and not torch.cuda.is_available():
         raise ValueError('device is None, expected a GPU, or "cpu" to rehearse in the interpreter: there is no GPU')
@@ -103,15 +105,26 @@ def tune(
     problems = [Problem.of(size, shape, kind, ratio) for size, kind, ratio in combinations]
     for kind in _several(dtype):
         choose_backend("triton", device.type, kind)
-    results = []
+    results: list[Result] = []
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on_device, start_compilers(torch.get_num_threads()) as compilers:
-        for problem in problems:
-            for result in _tune_problem(problem, device, compilers, progress):
-                if device.type == "cuda" or folder:  # at once: an interrupt loses no more than a family
-                    result = result._replace(file=cache.store(_entry(result), device, folder))
-                results.append(result)
-                steps.clear()
+        settings = [(problem, problem.settings()) for problem in problems]
+        families = sum(len(asked) for _, asked in settings)
+        configurations = sum(len(_others(setting, device)) for _, asked in settings for setting in asked)
+        if progress:
+            announce(f"{families} kernel families to tune, with {configurations} configurations to compile and to time")
+        try:
+            with start_bar(2 * configurations, shown=progress) as bar:
+                for problem, asked in settings:
+                    for result in _tune_problem(problem, asked, device, compilers, bar):
+                        if device.type == "cuda" or folder:  # at once: an interrupt loses no more than a family
+                            result = result._replace(file=cache.store(_entry(result), device, folder))
+                        results.append(result)
+                        steps.clear()
+        except KeyboardInterrupt:
+            kept = f", which {results[-1].file} keeps" if results and results[-1].file else ""
+            message = f"interrupted after {len(results)} of {families} kernel families{kept}"
+            raise KeyboardInterrupt(message) from None
     return results
 
 
@@ -125,23 +138,34 @@ def _entry(result: Result) -> cache.Entry:
     return cache.Entry(result.setting, result.config, *times, date)
 
 
-def _tune_problem(problem: Problem, device: torch.device, compilers: Executor, progress: bool) -> Iterator[Result]:
+def _others(setting: Setting, device: torch.device) -> list[Config]:
+    """The candidates without the default, which a rehearsal takes few of."""
+    default = configs.pinned(setting, configs.device_class(device))
+    others = [config for config in candidates(setting) if config != default]
+    return others if device.type == "cuda" else others[:: math.ceil(len(others) / (REHEARSED - 1))]
+
+
+def _tune_problem(
+    problem: Problem, settings: Sequence[Setting], device: torch.device, compilers: Executor, bar: tqdm
+) -> Iterator[Result]:
     """Greedy: a family is tuned with what was found for those before it, the backward's after the forward's."""
-    target, tensors, settings = Target.of(device.type), problem.make(device), problem.settings()
+    target, tensors = Target.of(device.type), problem.make(device)
     chosen = {setting.family: configs.pinned(setting, configs.device_class(device)) for setting in settings}
     for setting in settings:
         family, default = setting.family, chosen[setting.family]
         forced = {**chosen}
         if family == "local_cost_bwd":  # it runs where the forward does not save exp
             forced["step"] = {"saves_exp": 0}
-        others = [config for config in candidates(setting) if config != default]
-        if device.type != "cuda":
-            others = others[:: math.ceil(len(others) / (REHEARSED - 1))]
+        others = _others(setting, device)
+        bar.set_description_str(f"{family}, {_format_setting(setting)}")
         reports = compile_candidates(compilers, problem, target, family, [{**forced, family: each} for each in others])
-        bar = tqdm(reports, family, len(others), unit="configuration", disable=None if progress else True)
-        fits = [all(is_affordable(report, target) for report in of_candidate) for of_candidate in bar]
-        kept = list(itertools.compress(others, fits))
+        kept = []
+        for config, of_candidate in zip(others, reports, strict=True):
+            if all(is_affordable(report, target) for report in of_candidate):
+                kept.append(config)
+            bar.update()
         config, milliseconds, default_milliseconds = Race(problem, tensors, family, forced).run(default, kept)
+        bar.n += len(others)
         chosen[family] = config
         counts = 1 + len(others), len(others) - len(kept)
         yield Result(setting, config, default, milliseconds, default_milliseconds, *counts)
@@ -203,14 +227,18 @@ def _scatter(series: Sequence[float]) -> float:
 def format_table(results: Sequence[Result]) -> str:
     rows = [("family", "setting", "default ms", "tuned ms", "gain", "pruned", "configuration")]
     for result in results:
-        family, (height, width), dtype, bucket, ratio = result.setting
-        classes = f"C <= {bucket}" if bucket else f"C > {configs.CLASS_BUCKETS[-1]}"
-        if family == "step":  # it is chosen whatever the number of classes
-            classes = "all C"
         times = f"{result.default_milliseconds:.3f}", f"{result.milliseconds:.3f}", f"{result.gain:.2f}"
         config = " ".join(f"{name}={value}" for name, value in result.config.items())
         config += " (default)" if result.config == result.default else ""
-        setting = f"{height} x {width}, {dtype}, {classes}, x {ratio}"
-        rows.append((family, setting, *times, f"{result.pruned} of {result.tried}", config))
+        named = result.setting.family, _format_setting(result.setting)
+        rows.append((*named, *times, f"{result.pruned} of {result.tried}", config))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _format_setting(setting: Setting) -> str:
+    family, (height, width), dtype, bucket, ratio = setting
+    classes = f"C <= {bucket}" if bucket else f"C > {configs.CLASS_BUCKETS[-1]}"
+    if family == "step":  # it is chosen whatever the number of classes
+        classes = "all C"
+    return f"{height} x {width}, {dtype}, {classes}, x {ratio}"

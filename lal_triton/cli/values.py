@@ -1,0 +1,13 @@
+"""Values of options that commands share."""
+
+import argparse
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+KERNEL_DTYPES = DTYPES[:3]  # of Triton's kernels
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
