@@ -13,6 +13,7 @@ from lal_triton import cli
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
 
+from lal_triton import plots
 from lal_triton.benchmarks import runner
 
 TINY = ["bench", "--quick", "--device=cpu", "--num-classes=3", "--batch-size=1", "--size=9", "--sweep=7"]
@@ -144,7 +145,62 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, capsys, missing):
     assert f'{missing} is missing, install it by: pip install "lal_triton[bench]"' in capsys.readouterr().err
 
 
-def test_importing_the_script_leaves_the_extras_alone():
-    code = "import sys, lal_triton.cli; print({'matplotlib', 'PIL'} & set(sys.modules))"
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["tune", "--wrong"]])
+def test_parsing_needs_neither_torch_nor_extras(arguments):
+    code = (
+        "import sys\n"
+        "from lal_triton import cli\n"
+        "try:\n"
+        f"    cli.main({arguments})\n"
+        "except SystemExit:\n"
+        "    print('imported', {'torch', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules))\n"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
+    assert found.stdout.splitlines()[-1] == "imported set()"
+
+
+@pytest.mark.parametrize("command", ["bench", "train", "tune", "info", "plot results.json"])
+def test_an_unknown_option_prints_the_usage_of_its_command(capsys, command):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command.split(), "--wrong"])
+    name = command.partition(" ")[0]
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"usage: lal-triton {name} ")
+    assert printed.endswith(f"lal-triton {name}: error: unrecognized arguments: --wrong\n")
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_bench_has_a_line_for_each_case_where_there_is_no_terminal(tmp_path, capsys):
+    assert cli.main([*TINY, str(tmp_path), "--memory-limit=0"]) == 0
+    count, *lines = capsys.readouterr().err.splitlines()
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    run = [row for row in rows if row["phase"] in ("copy", "step") and not row["skipped"]]
+    assert count == f"lal-triton: {len(run)} cases, about a minute on two busy cores"
+    assert [line.partition(",")[0] for line in lines[: len(run)]] == [f"{i + 1} of {len(run)}" for i in range(len(run))]
+    assert lines[0].startswith(f"1 of {len(run)}, copy of the logits, 9 x 9: 0 % done")
+    assert "100 % done" in lines[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--backend cpu triton", 'backend is "triton" and logits are on the CPU, expected a GPU tensor'),
+        ("--backend triton --dtype float64", 'backend is "triton" and logits float64'),
+    ],
+)
+def test_a_backend_that_cannot_run_is_told_before_peers_are_measured(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("measured"))
+    assert cli.main([*TINY, str(tmp_path), *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("message", ["", "stopped after iteration 5; the same command goes on from there"])
+def test_an_interrupted_command_is_one_line(tmp_path, monkeypatch, capsys, message):
+    def interrupted(*_):
+        raise KeyboardInterrupt(message)
+
+    monkeypatch.setattr(plots, "draw", interrupted)
+    assert cli.main(["plot", str(tmp_path / "results.json")]) == 130
+    assert capsys.readouterr().err == f"lal-triton: {message or 'interrupted'}\n"

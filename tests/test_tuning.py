@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -555,12 +556,19 @@ def time_backwards(measure, clock):
     return timed
 
 
-def test_a_dry_run_is_interpreted_by_a_process_of_its_own(monkeypatch):
-    calls = []
+def test_a_dry_run_starts_again_with_the_interpreter(monkeypatch):
+    class StartedError(Exception):
+        pass
+
+    def execve(*arguments):
+        raise StartedError(*arguments)
+
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(cli.subprocess, "call", lambda command, env: calls.append((command, env)) or 7)
-    assert cli.main(["tune", "--dry-run", "--kernel-size", "5"]) == 7
-    [(command, environment)] = calls
+    monkeypatch.setattr(os, "execve", execve)
+    with pytest.raises(StartedError) as started:
+        cli.main(["tune", "--dry-run", "--kernel-size", "5"])
+    program, command, environment = started.value.args
+    assert program == command[0] == sys.executable
     assert command[1:] == ["-m", "lal_triton.cli", "tune", "--dry-run", "--kernel-size", "5"]
     assert environment["TRITON_INTERPRET"] == "1"
 
@@ -574,6 +582,65 @@ def test_a_dry_run_without_a_folder_writes_nothing(folder, capsys, monkeypatch):
     printed = " ".join(capsys.readouterr().out.split())
     assert "3 x 3, float32, C <= 32, x 1 3.000 1.500 2.00 2 of 12 rows=4 columns=32 strips=4" in printed
     assert "wrote nothing" in printed
+
+
+@without_gpu
+def test_an_interrupted_search_names_what_it_kept(folder, monkeypatch, capsys, reported):
+    monkeypatch.setattr(search, "REHEARSED", 2)
+    monkeypatch.setattr(candidates.Problem, "settings", lambda self: [SETTING, SETTING._replace(family="merge_bwd")])
+
+    def run(self, default, others):
+        if self.family == "merge_bwd":
+            raise KeyboardInterrupt
+        return CONFIG, 1.0, 2.0
+
+    monkeypatch.setattr(search.Race, "run", run)
+    command = ["tune", "--dry-run", "--shape", "1", "3", "4", "4"]
+    assert cli.main([*command, "--cache-dir", str(folder)]) == 130
+    [path] = folder.glob("*.json")
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == f"lal-triton: interrupted after 1 of 2 kernel families, which {path} keeps"
+    [stored] = json.loads(path.read_text())["entries"]
+    assert stored["config"] == CONFIG
+    assert cli.main(command) == 130
+    assert capsys.readouterr().err.endswith("lal-triton: interrupted after 1 of 2 kernel families\n")
+
+
+@without_gpu
+def test_a_search_has_a_line_for_each_family(monkeypatch, capsys, reported):
+    monkeypatch.setattr(search.Race, "measure", lambda *_: 1.0)
+    lal_triton.tune(3, (1, 3, 4, 4), device="cpu")
+    count, *lines = capsys.readouterr().err.splitlines()
+    assert count == "lal-triton: 5 kernel families to tune, with 9 configurations to compile and to time"
+    families = ["prepare", "local_loss_fwd", "local_cost_bwd", "merge_bwd", "step"]
+    assert list(dict.fromkeys(line.partition(",")[0] for line in lines)) == families
+    assert lines[-1].startswith("step, 3 x 3, float32, all C, x 1: 100 % done")
+    lal_triton.tune(3, (1, 3, 4, 4), device="cpu", progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["tune --dry-run --shape 1 3 64 64", "info --cost --dtype float32"])
+def test_an_interrupt_from_the_terminal_ends_with_one_line(command):
+    """Processes that compile get it, too."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lal_triton.cli", *command.split()],
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr
+    first = process.stderr.readline()
+    assert first.startswith("lal-triton: "), first + process.stderr.read()
+    time.sleep(2)  # now they compile
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    *progress, last = err.splitlines()
+    assert last.startswith("lal-triton: interrupted")
+    assert all("% done" in line for line in progress)
+    assert process.returncode == 130
+    assert out == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")

@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
         try:
             path = run(task, losses, seeds, arguments.output, fabric, arguments.workers)
         except KeyboardInterrupt as interruption:
-            print(f"lal-triton: {interruption or 'interrupted'}", file=sys.stderr)
+            print(f"lal-triton: {str(interruption) or 'interrupted'}", file=sys.stderr)
             return 130
         if fabric.is_global_zero:
             print(path.with_name("tables.md").read_text())

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.argv = sys.argv[1:] if argv is None else argv
         return int(arguments.run(arguments))
     except KeyboardInterrupt as interruption:
-        print(f"lal-triton: {interruption or 'interrupted'}", file=sys.stderr)
+        print(f"lal-triton: {str(interruption) or 'interrupted'}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
