@@ -1,5 +1,5 @@
-# make bench   the main job: what the loss costs here, against its peers (5 minutes; QUICK=1: under one)
-# make train   trains a small network with every loss on the shipped image, and draws what comes of it (10 minutes)
+# make bench   the main job: what the loss costs here, against its peers (12 minutes on two busy cores; QUICK=1: 3)
+# make train   trains a small network with every loss on the shipped image, and draws what comes of it (19 minutes there)
 # make test    the tests, but for what takes long (8 minutes on two cores)
 # make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel), or everything
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
@@ -68,8 +68,10 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu $(if $(QUICK),--quick) --output $(OUTPUT)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Installing lal_triton and its tools into $(VENV), which takes minutes, once."
+	@echo "PyPI's torch for Linux brings CUDA, 5 GB and more; README.md says how to get torch for CPUs alone."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:

@@ -25,7 +25,11 @@ RATIOS = {False: (4, 8), True: (4,)}  # by --quick
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("bench_results"), help="folder to write (bench_results)")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, sizes and compiled peers (below a minute)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer repeats, sizes and compiled peers: on two busy cores 3 minutes in place of 12",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument(
         "--dtype", nargs="+", choices=DTYPES, metavar="DTYPE", help="default: float32; on a GPU float32 bfloat16"
