@@ -22,7 +22,7 @@ import torch
 from lal_triton.kernels import configs
 from lal_triton.kernels.compilers import start_compilers
 from lal_triton.options import LocalLoss, Pooling, usual_loss
-from lal_triton.progress import announce, start_bar
+from lal_triton.progress import about, announce, start_bar
 
 if TYPE_CHECKING:
     from lal_triton.kernels.host.launch import Launch
@@ -33,6 +33,9 @@ KERNEL_SIZES = (1, 3, 5, 7)
 CLASSES = (21, 150)
 DTYPES = ("float32", "bfloat16")
 RATIOS = (1, 4, 8)
+
+# Of a kernel: 19 of kernel size 3 took 84 s on two cores of an AMD EPYC with a load of 13 (2026-11-28).
+SECONDS = 4.4
 
 # The budget of a pass over the logits, per pixel and class in float32; half in half precision.
 LOADS_PER_PASS, INSTRUCTIONS_PER_PASS = 9.6, 38.0
@@ -86,13 +89,14 @@ def measure(
     cases = [Case(*values) for values in itertools.product(dtypes, kernel_sizes, ratios, classes, defaults)]
     for case in cases:
         case.check()
+    announce(f"listing the kernels of {len(cases)} steps")
     with start_compilers(os.cpu_count() or 1) as pool:
         parts = _without_repetitions(part for found in pool.map(list_parts, cases) for part in found)
         same: dict[str, list[Part]] = {}
         for part in sorted(parts, key=lambda part: -part.case.kernel_size):  # what takes longest begins first
             same.setdefault(part.identity, []).append(part)
         futures = [pool.submit(make_rows, group) for group in same.values()]
-        announce(f"{len(futures)} kernels to compile on {os.cpu_count()} cores")
+        announce(f"{len(futures)} kernels to compile, {about(SECONDS * len(futures))} on two busy cores")
         found: dict[Part, Row] = {}
         with start_bar(len(futures)) as bar:
             for future in as_completed(futures):
