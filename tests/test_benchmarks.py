@@ -32,6 +32,7 @@ from lal_triton.benchmarks import (
     timing,
     voc,
 )
+from lal_triton.benchmarks.expected import expected_seconds
 
 CPU = torch.device("cpu")
 CHECKOUT = Path(__file__).parents[1]
@@ -368,6 +369,22 @@ def test_cases_that_take_long_to_compile_come_last():
 
 
 # ---- plots
+
+
+def test_expected_times_are_those_of_what_runs():
+    def expect(case, **changes):
+        settings = tiny_settings(**changes)
+        return expected_seconds(case, settings, runner.effort_for(case, settings))
+
+    case = cases.Case("unfold", None, False, 3, 321, torch.float32, 2, 21)
+    assert expect(case._replace(skipped="left out by --quick")) == 0
+    assert expect(case, memory_limit=0) == 0
+    once, in_window = expect(case._replace(kernel_size=1)), expect(case)
+    around = expect(case._replace(size=1, kernel_size=1))
+    assert in_window - around == pytest.approx(9 * (once - around), rel=1e-3)  # but for the one pixel
+    assert 0 < expect(case, device=torch.device("cuda")) < in_window
+    compiled = case._replace(name="shift_add", compiled=True)
+    assert expect(compiled) - expect(compiled._replace(compiled=False)) == pytest.approx(18)
 
 
 def test_plots_are_drawn_from_a_results_file(results, tmp_path):
