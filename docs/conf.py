@@ -12,6 +12,7 @@ exclude_patterns = [".*", "bench_results", "build", "dist", "examples", "kernels
 
 default_role = "literal"  # of the docstrings' `names`
 smartquotes = False
+highlight_language = "none"  # of blocks that name none
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 maximum_signature_line_length = 80

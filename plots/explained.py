@@ -84,18 +84,18 @@ def draw_merge(crop: Crop) -> Figure:
         "merged: averaged within the label": merge(logits, crop.labels, average="weight"),
     }
     scores["standard score of noisy logits"] /= 2  # the weight of a window's centre
-    figure = Figure(figsize=(12.5, 3.7), layout="constrained")
-    panels = figure.subplots(1, 4, squeeze=False)
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    panels = figure.subplots(2, 2)
     panels[0, 0].imshow(colour(labels, NUM_CLASSES), interpolation="nearest")
     panels[0, 0].set_title("labels, and one window", fontsize=10)
     draw_taps(panels[0, 0], labels)
     norm = Normalize(-1.5, 1.5)
-    for axes, (title, values) in zip(panels[0, 1:], scores.items(), strict=True):
+    for axes, (title, values) in zip(panels.flat[1:], scores.items(), strict=True):
         axes.imshow(values[0, labels[CENTRE]].numpy(), norm=norm, cmap="PuOr_r", interpolation="nearest")
         axes.set_title(title, fontsize=10)
     hide_ticks(panels)
     unit = "score of the label\nof the window's centre"
-    figure.colorbar(ScalarMappable(norm, "PuOr_r"), ax=list(panels[0, 1:]), label=unit, extend="both")
+    figure.colorbar(ScalarMappable(norm, "PuOr_r"), ax=panels, label=unit, extend="both")
     figure.suptitle("The merge averages within a label and keeps its border", fontweight="bold", fontsize=11)
     return figure
 
@@ -116,23 +116,26 @@ def draw_taps(axes: Axes, labels: np.ndarray) -> None:
 def draw_gradient(crop: Crop) -> Figure:
     """The gradients of cross-entropy and LAL where a pixel and a square of pixels are predicted wrongly."""
     logits = with_errors(crop)
-    figure = Figure(figsize=(12.5, 3.7), layout="constrained")
-    panels = figure.subplots(1, 4, squeeze=False)
+    figure = Figure(figsize=(8, 7.2), layout="constrained")
+    panels = figure.subplots(2, 2)
     pictures = {"labels": crop.labels[0], "prediction: a pixel, a square wrong": logits[0].argmax(0)}
-    for axes, (title, picture) in zip(panels[0, :2], pictures.items(), strict=True):
+    for axes, (title, picture) in zip(panels[0], pictures.items(), strict=True):
         axes.imshow(colour(picture.numpy(), NUM_CLASSES), interpolation="nearest")
         axes.set_title(title, fontsize=10)
-    losses = {"gradient of cross-entropy": cross_entropy, "gradient of LAL, K = 5": locally_adaptive_loss}
+    losses: dict[str, Callable[..., Tensor]] = {
+        "gradient of cross-entropy": cross_entropy,
+        "gradient of LAL, K = 5": locally_adaptive_loss,
+    }
     norm = LogNorm(0.01, 100)
-    for axes, (title, loss_fn) in zip(panels[0, 2:], losses.items(), strict=True):
+    for axes, (title, loss_fn) in zip(panels[1], losses.items(), strict=True):
         length = gradient_norm(loss_fn, logits, crop.labels)
         axes.imshow((length / length.mean()).numpy(), norm=norm, cmap="magma", interpolation="nearest")
         axes.set_title(title, fontsize=10)
     hide_ticks(panels)
     unit = "norm of a pixel's gradient,\nmultiple of the mean (log scale)"
-    bar = figure.colorbar(ScalarMappable(norm, "magma"), ax=list(panels[0, 2:]), label=unit, extend="both")
+    bar = figure.colorbar(ScalarMappable(norm, "magma"), ax=panels[1], label=unit, extend="both")
     plain_ticks(bar.ax.yaxis)
-    title = "At a single wrong pixel cross-entropy's gradient is as large as in a wrong region, LAL's is small"
+    title = "At a single wrong pixel cross-entropy's gradient is large, LAL's is small"
     figure.suptitle(title, fontweight="bold", fontsize=11)
     return figure
 
