@@ -58,7 +58,7 @@ def draw(output: Path) -> list[Path]:
 def draw_window() -> Figure:
     """The default weights of three windows."""
     sizes = (3, 5, 7)
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
     panels = figure.subplots(1, len(sizes), squeeze=False)
     for axes, size in zip(panels[0], sizes, strict=True):
         weights = np.reshape(window_weights("chessboard", (size, size)), (size, size))

@@ -71,6 +71,14 @@ def test_files_that_are_named_exist(page):
     assert missing == []
 
 
+def test_names_that_contributors_look_for_exist():
+    folders = ("lal_triton", "kernels", "benchmarks", "tests")
+    sources = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    named = re.findall(r"`(\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 30
+    assert [name for name in named if not re.search(rf"\b{name}\b", sources)] == []
+
+
 def script_of(text):
     """The Python blocks of a page, at their lines: what stands between them is blank."""
     lines = [""] * len(text.splitlines())

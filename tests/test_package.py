@@ -93,6 +93,10 @@ def test_the_wheel_has_every_module_of_the_checkout(built):
             assert inside.as_posix() in names
 
 
+def test_the_citation_has_the_version():
+    assert f"\nversion: {lal_triton.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_metadata_pass_twine(built):
     run(sys.executable, "-m", "twine", "check", "--strict", only(built / "sdist"), only(built / "from_sdist"))
 
