@@ -53,7 +53,9 @@ def step_of_one_process(network, loss, micro_batches=1):
 def assert_equal(parameters, expected):
     assert parameters.keys() == expected.keys()
     for name, values in expected.items():
-        torch.testing.assert_close(parameters[name], values, rtol=0, atol=TOLERANCE, msg=name)
+        torch.testing.assert_close(
+            parameters[name], values, rtol=0, atol=TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def run_on_ranks(example, folder):
