@@ -6,12 +6,11 @@ pip install -e ".[examples]" && python examples/segformer.py
 import argparse
 
 import torch
+from data import NUM_CLASSES, VOID, read_crop
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss
-from lal_triton.benchmarks.scenes import VOID, read_nuclei
 
-NUM_CLASSES = 3
 LOSSES = {"lal": LocallyAdaptiveLoss, "cross_entropy": CrossEntropyLoss}
 
 
@@ -40,12 +39,6 @@ def train(model: SegformerForSemanticSegmentation, loss: str, steps: int, size: 
         losses.append(value.item())
         print(f"step {step + 1}: loss {losses[-1]:.4f}")
     return losses
-
-
-def read_crop(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    scene = read_nuclei(NUM_CLASSES)
-    image = torch.from_numpy(scene.image[:size, :size]).permute(2, 0, 1)[None]
-    return (image - image.mean()) / image.std(), torch.from_numpy(scene.labels[:size, :size])[None]
 
 
 @torch.no_grad()
