@@ -109,6 +109,8 @@ def test_networks_of_smp_that_take_upsampling():
             torch.testing.assert_close(
                 F.interpolate(logits, (128, 128), mode="bilinear", align_corners=True), usual(image)
             )
+            usual.segmentation_head[1] = torch.nn.Identity()
+            assert torch.equal(usual(image), logits)
     for name in ("Unet", "UnetPlusPlus", "Linknet", "MAnet", "DPT"):
         assert "upsampling" not in inspect.signature(getattr(smp, name)).parameters
 
@@ -147,9 +149,14 @@ def test_monai_gives_labels_as_floats_with_a_channel(example):
     torch.testing.assert_close(found, with_gradient(model, usual), **EXACT)
 
 
-def test_monais_focal_loss_divides_by_the_classes():
+def test_monais_losses_beside_ours():
     losses = pytest.importorskip("monai.losses")
-    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 1, 8, 8))
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 8, 8, generator=generator)
+    target = torch.randint(0, 3, (2, 1, 8, 8), generator=generator)
     theirs = losses.FocalLoss(to_onehot_y=True, use_softmax=True, gamma=2.0)(logits, target)
     ours = functional.focal_loss(logits, target, alpha=1.0, gamma=2.0)
     torch.testing.assert_close(theirs, ours / 3)  # the means of 384 float32 terms
+    dice = {"to_onehot_y": True, "softmax": True}
+    ours = losses.DiceLoss(**dice)(logits, target) + functional.cross_entropy(logits, target)
+    torch.testing.assert_close(losses.DiceCELoss(**dice)(logits, target.float()), ours)
