@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 from lal_triton.benchmarks.scenes import VOID, read_nuclei
 
 NUM_CLASSES = 3
-__all__ = ["NUM_CLASSES", "VOID", "make_network", "read_crops"]
+__all__ = ["NUM_CLASSES", "VOID", "make_network", "read_batch", "read_crops"]
 
 
 def read_crops(size: int) -> TensorDataset:
@@ -15,6 +15,12 @@ def read_crops(size: int) -> TensorDataset:
     scene = read_nuclei(NUM_CLASSES)
     image, labels = torch.from_numpy(scene.image), torch.from_numpy(scene.labels)
     return TensorDataset(_tiles((image - image.mean()) / image.std(), size), _tiles(labels, size))
+
+
+def read_batch(size: int) -> tuple[Tensor, Tensor]:
+    """The upper left crop and its mirror image: the batch norm of a network's pooling branch needs two images."""
+    image, labels = read_crops(size)[:1]
+    return torch.cat([image, image.flip(-1)]), torch.cat([labels, labels.flip(-1)])
 
 
 def make_network() -> nn.Sequential:
