@@ -1,7 +1,5 @@
 """The gain at a glance: cross-entropy and LAL on logits smaller than the labels, beside what everyone has."""
 
-from typing import Any
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -50,8 +48,15 @@ def draw_headline(steps: list[Row], environment: Row) -> Figure | None:
             (peak, memory(row), f"{memory(row):.2f}"),
         ):
             axes.annotate(number, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=10)
-    draw_bars(time, bars, [row["median_ms"] for row in rows], "time of a step, ms")
-    draw_bars(peak, bars, list(map(memory, rows)), "peak memory, multiple of\nthe full-resolution logits")
+    times = [row["median_ms"] for row in rows]
+    draw_bars(time, bars, times, list(map(face_of, rows)), "time of a step, ms")
+    draw_bars(
+        peak,
+        bars,
+        list(map(memory, rows)),
+        list(map(colour_of, rows)),
+        "peak memory, multiple of\nthe full-resolution logits",
+    )
     return figure
 
 
@@ -59,10 +64,9 @@ def memory(row: Row) -> float:
     return float(row["peak_bytes"] / row["full_bytes"])
 
 
-def draw_bars(axes: Axes, bars: dict[str, Row], values: list[float], label: str) -> None:
-    rows = bars.values()
-    looks: dict[str, Any] = {"color": list(map(face_of, rows)), "edgecolor": list(map(colour_of, rows))}
-    axes.barh(range(len(bars)), values, height=0.66, **looks)
+def draw_bars(axes: Axes, bars: dict[str, Row], values: list[float], faces: list[str], label: str) -> None:
+    edges = list(map(colour_of, bars.values()))
+    axes.barh(range(len(bars)), values, height=0.66, color=faces, edgecolor=edges)
     axes.set_yticks(range(len(bars)), list(bars), fontsize=9.5)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, 1.35 * max(values))

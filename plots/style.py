@@ -17,6 +17,8 @@ WIDTH = 7.2  # inches; wider figures are hard to read on a phone
 DPI = 200
 TITLE_WIDTH = 74  # characters
 FOOTER_WIDTH = 135
+LEGEND_WIDTH = 24
+SPACE = "\N{NO-BREAK SPACE}"
 GREY = "#555555"
 
 Row = dict[str, Any]
@@ -47,9 +49,10 @@ def new_figure(height: float, title: str, footer: str, environment: Row, rows: S
 
 
 def wrap(text: str, width: int) -> str:
-    """In lines of about the same length."""
+    """In lines of about the same length, none of which breaks at an equals sign."""
+    text = text.replace(" = ", f"{SPACE}={SPACE}")
     lines = max(1, -(-len(text) // width))
-    return textwrap.fill(text, min(width, len(text) // lines + 10))
+    return textwrap.fill(text, min(width, len(text) // lines + 10), break_on_hyphens=False)
 
 
 def face_of(row: Row) -> str:
@@ -113,10 +116,11 @@ def add_legend(figure: Figure, **more: Line2D) -> None:
     )
     handles = [*highest_first, *more.values()]
     labels = [*(str(line.get_label()) for line in highest_first), *more]
-    wrapped = [textwrap.fill(label.replace("K = ", "K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), 24) for label in labels]
+    wrapped = [wrap(label, LEGEND_WIDTH) for label in labels]
     figure.legend(handles, wrapped, loc="outside right center", frameon=False, fontsize=8, handlelength=2.5)
 
 
 def _height(line: Line2D) -> float:
     """Of a line's end, for sorting; what ends earlier is brought forward in proportion to the square of its size."""
-    return -float(list(line.get_ydata())[-1]) / float(list(line.get_xdata())[-1]) ** 2
+    (x, y) = line.get_xydata()[-1]
+    return -float(y) / float(x) ** 2

@@ -21,7 +21,7 @@ from lal_triton.plots.style import (
 )
 
 GIB = 2**30
-ROOM = 6  # times the longest time, for its number
+ROOM = 8  # times the longest time, for its number
 PEER = "F.interpolate + F.cross_entropy"
 BEYOND = Line2D([], [], color=GREY, marker="x", markersize=9, linestyle=(0, (1, 3)))  # the legend's of any loss
 
@@ -52,8 +52,8 @@ def draw_time(steps: list[Row], environment: Row) -> Figure | None:
     title = "Time of a training step of the loss on upsampled logits"
     compared = pairs(rows)
     if compared:
-        times = [[row["median_ms"] for row in side] for side in zip(*compared, strict=True)]
-        title = f"Cross-entropy through an upsampling: {faster(*times, PEER)}"
+        ours, theirs = ([row["median_ms"] for row in side] for side in zip(*compared, strict=True))
+        title = f"Cross-entropy through an upsampling: {faster(ours, theirs, PEER)}"
     size = f"labels {rows[0]['batch_size']} x {rows[0]['height']} x {rows[0]['width']}"
     footer = f"Forward + backward, {size}. Points: medians, lines: quartiles"
     height = 1.1 + len(lines) * (0.4 + 0.2 * len(names))
@@ -86,7 +86,9 @@ def draw_points(axes: Axes, names: list[str], rows: list[Row], limits: tuple[flo
         axes.annotate(number, at, (5, 0), textcoords="offset points", va="center", fontsize=7.5)
     axes.set_xscale("log")
     axes.set_xlim(limits)
-    axes.xaxis.set_major_locator(FixedLocator([10.0**power for power in range(-6, 9) if 10**power < limits[1] / ROOM]))
+    steps = (1,) if limits[1] / limits[0] > 1000 else (1, 2, 5)
+    marks = [step * 10.0**power for power in range(-6, 9) for step in steps]
+    axes.xaxis.set_major_locator(FixedLocator([mark for mark in marks if mark < limits[1] / 2]))
     axes.set_yticks(range(len(names)), names, fontsize=7.5)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=8)
