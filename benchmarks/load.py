@@ -40,7 +40,7 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def processor_share(threads: int, seconds: float = 0.05) -> float:
+def processor_share(threads: int, seconds: float = 0.03) -> float:
     """Processor time over wall time of the slowest of so many threads: 1 on an idle machine, less on a busy one.
 
     The threads hash, so that they always have work. Those of a loss sleep at times, and their processor time is below

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lal_triton.benchmarks import environment, peers
+from lal_triton.benchmarks import environment, libraries, peers
 from lal_triton.benchmarks.capacity import GIB, bytes_needed
 from lal_triton.benchmarks.cases import Case, Settings, plan
 from lal_triton.benchmarks.load import busy_processes, processor_share, torch_threads
@@ -149,6 +149,7 @@ def _row(
 
 
 def loss_function(case: Case, target: Tensor) -> Callable[[Tensor], Tensor]:
+    loss: Callable[[Tensor], Tensor]
     if case.name == "lal":
         return functools.partial(
             locally_adaptive_loss, target=target, kernel_size=case.kernel_size, p=P, backend=case.backend
@@ -161,6 +162,8 @@ def loss_function(case: Case, target: Tensor) -> Callable[[Tensor], Tensor]:
         loss = functools.partial(F.cross_entropy, target=target, ignore_index=VOID)
     elif case.name == "focal":
         loss = functools.partial(peers.focal_loss, target=target, ignore_index=VOID)
+    elif case.name in libraries.LOSSES:
+        loss = libraries.LOSSES[case.name](target)
     else:
         peer = {"unfold": peers.unfold_lal, "shift_add": peers.shift_add_lal}[case.name]
         loss = functools.partial(peer, target=target, kernel_size=case.kernel_size, p=P, ignore_index=VOID)

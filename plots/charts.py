@@ -54,9 +54,17 @@ def draw(results: Path, output: Path) -> list[Path]:
     """Writes the plots that the results suffice for, and returns their paths."""
     try:
         data = json.loads(Path(results).read_text())
-        environment, rows = data["environment"], data["rows"]
+        figures = make_figures(data["rows"], data["environment"])
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{results} is not a results file of `lal-triton bench`") from None
+    written = []
+    for name, figure in figures.items():
+        written.append(Path(output) / f"{name}.png")
+        figure.savefig(written[-1], dpi=DPI)
+    return written
+
+
+def make_figures(rows: list[Row], environment: Row) -> dict[str, Figure]:
     every_step = [row for row in rows if row["phase"] == "step"]
     full = [row for row in every_step if row.get("upsampling", 1) == 1]
     steps = [row for row in full if not (row["skipped"] or row.get("beside") or row.get("one_thread"))]
@@ -65,12 +73,7 @@ def draw(results: Path, output: Path) -> list[Path]:
     figures["upsampled_headline"] = headline.draw_headline(small, environment)
     figures["upsampled_time"] = upsampled.draw_time(small, environment)
     figures["memory_vs_image_size_upsampled"] = upsampled.draw_memory(small, environment)
-    written = []
-    for name, figure in figures.items():
-        if figure:
-            written.append(Path(output) / f"{name}.png")
-            figure.savefig(written[-1], dpi=DPI)
-    return written
+    return {name: figure for name, figure in figures.items() if figure}
 
 
 def comparable(steps: list[Row], x: str) -> list[Row]:
@@ -123,6 +126,8 @@ def title_of(chart: Chart, rows: list[Row]) -> str:
             said.append(faster(ours, theirs, title) if chart.y is milliseconds else f"{title} {span(theirs)}")
     if chart.y is milliseconds:
         return f"LAL with lal_triton: {', '.join(said)}" if said else "Time of a training step of LAL"
+    if not own:
+        return "Peak memory of a training step of LAL"
     return ", ".join([f"LAL with lal_triton needs {span(list(map(chart.y, own)))} times the logits' memory", *said])
 
 
