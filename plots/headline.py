@@ -42,7 +42,9 @@ def draw_headline(steps: list[Row], environment: Row) -> Figure | None:
     time, peak = figure.subplots(1, 2, sharey=True)
     rows = list(bars.values())
     for y, row in enumerate(rows):
-        time.plot([row["lower_ms"], row["upper_ms"]], [y, y], color="#888888", linewidth=2, zorder=3)
+        time.plot(
+            [row["lower_ms"], row["upper_ms"]], [y, y], color="#888888", linewidth=2, zorder=3, solid_capstyle="butt"
+        )
         for axes, end, number in (
             (time, max(row["median_ms"], row["upper_ms"]), plain_number(row["median_ms"])),
             (peak, memory(row), f"{memory(row):.2f}"),

@@ -72,7 +72,7 @@ def zoom_in(examples: Sequence[Example], network: nn.Module) -> dict[str, np.nda
     scores = [upsampled_logits(network, example.image).float().cpu() for example in examples]
     predictions = [logits.argmax(0) for logits in scores]
     places = [
-        densest((labels != example.target) & (example.target != VOID), MASK)
+        densest((labels != example.target) & (example.target != VOID), ZOOM)
         for labels, example in zip(predictions, examples, strict=True)
     ]
     worst = max(range(len(places)), key=lambda index: places[index][0])
