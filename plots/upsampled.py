@@ -59,8 +59,8 @@ def draw_time(steps: list[Row], environment: Row) -> Figure | None:
     height = 1.1 + len(lines) * (0.4 + 0.2 * len(names))
     figure = new_figure(height, title, footer, environment, rows)
     panels = figure.subplots(len(lines), len(columns), sharex=True, sharey=True, squeeze=False)
-    measured = [row["median_ms"] for row in rows if not row["skipped"]]
-    limits = min(measured) / 2, ROOM * max(measured)
+    measured = [row for row in rows if not row["skipped"]]
+    limits = min(row["lower_ms"] for row in measured) / 2, ROOM * max(row["upper_ms"] for row in measured)
     for axes_line, (dtype, ratio) in zip(panels, lines, strict=True):
         for axes, num_classes in zip(axes_line, columns, strict=True):
             at = (dtype, ratio, num_classes)
