@@ -42,9 +42,7 @@ def draw_headline(steps: list[Row], environment: Row) -> Figure | None:
     time, peak = figure.subplots(1, 2, sharey=True)
     rows = list(bars.values())
     for y, row in enumerate(rows):
-        time.plot(
-            [row["lower_ms"], row["upper_ms"]], [y, y], color="#888888", linewidth=2, zorder=3, solid_capstyle="butt"
-        )
+        time.plot([row["lower_ms"], row["upper_ms"]], [y, y], color="#888888", lw=2, zorder=3, solid_capstyle="butt")
         for axes, end, number in (
             (time, max(row["median_ms"], row["upper_ms"]), plain_number(row["median_ms"])),
             (peak, memory(row), f"{memory(row):.2f}"),
@@ -52,13 +50,8 @@ def draw_headline(steps: list[Row], environment: Row) -> Figure | None:
             axes.annotate(number, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=10)
     times = [row["median_ms"] for row in rows]
     draw_bars(time, bars, times, list(map(face_of, rows)), "time of a step, ms")
-    draw_bars(
-        peak,
-        bars,
-        list(map(memory, rows)),
-        list(map(colour_of, rows)),
-        "peak memory, multiple of\nthe full-resolution logits",
-    )
+    unit = "peak memory, multiple of\nthe full-resolution logits"
+    draw_bars(peak, bars, list(map(memory, rows)), list(map(colour_of, rows)), unit)
     return figure
 
 

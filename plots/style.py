@@ -111,16 +111,8 @@ def add_legend(figure: Figure, **more: Line2D) -> None:
     """To the right, in the order of the lines' ends."""
     lines = [line for axes in figure.axes for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     last = {line.get_label(): line for line in lines}
-    highest_first = sorted(
-        last.values(), key=lambda line: -list(line.get_ydata())[-1] / list(line.get_xdata())[-1] ** 2
-    )
+    highest_first = sorted(last.values(), key=lambda line: -line.get_xydata()[-1][1])
     handles = [*highest_first, *more.values()]
     labels = [*(str(line.get_label()) for line in highest_first), *more]
     wrapped = [wrap(label, LEGEND_WIDTH) for label in labels]
     figure.legend(handles, wrapped, loc="outside right center", frameon=False, fontsize=8, handlelength=2.5)
-
-
-def _height(line: Line2D) -> float:
-    """Of a line's end, for sorting; what ends earlier is brought forward in proportion to the square of its size."""
-    (x, y) = line.get_xydata()[-1]
-    return -float(y) / float(x) ** 2
