@@ -199,7 +199,7 @@ def focal_loss(
 def center_loss(
     features: Tensor, target: Tensor, centers: Tensor, *, ignore_index: int = 255, process_group: Any = "rank"
 ) -> Tensor:
-    """Center loss (Wen et al., ECCV 2016) over dense features: the mean of |x - c_y|^2 / 2 over the valid pixels.
+    """Center loss (Wen et al., ECCV 2016) over dense features: the mean of `|x - c_y|^2 / 2` over the valid pixels.
 
     Args:
         features: `[N, D, H, W]` in float32, float16, bfloat16 or float64.
