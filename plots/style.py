@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -111,7 +112,7 @@ def add_legend(figure: Figure, **more: Line2D) -> None:
     """To the right, in the order of the lines' ends."""
     lines = [line for axes in figure.axes for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     last = {line.get_label(): line for line in lines}
-    highest_first = sorted(last.values(), key=lambda line: -line.get_xydata()[-1][1])
+    highest_first = sorted(last.values(), key=lambda line: -np.asarray(line.get_ydata(), float)[-1])
     handles = [*highest_first, *more.values()]
     labels = [*(str(line.get_label()) for line in highest_first), *more]
     wrapped = [wrap(label, LEGEND_WIDTH) for label in labels]

@@ -107,8 +107,8 @@ def run(
             loss: restore(task, folders[loss, seeds[0]]).to(fabric.device) for loss in masks.COLUMNS if loss in losses
         }
         provenance = {"environment": results["environment"], "shown_seed": results["shown_seed"]}
-        arrays = pictures.collect(task.evaluation, networks)
-        np.savez_compressed(path.with_suffix(".npz"), provenance=json.dumps(provenance), **arrays)
+        arrays = pictures.collect(task.evaluation, networks) | {"provenance": np.array(json.dumps(provenance))}
+        np.savez_compressed(path.with_suffix(".npz"), **arrays)
         training.draw(path, output / "figures")
     fabric.barrier()
     return path
