@@ -50,8 +50,8 @@ def new_figure(height: float, title: str, footer: str, environment: Row, rows: S
 
 
 def wrap(text: str, width: int) -> str:
-    """In lines of about the same length, none of which breaks at an equals sign."""
-    text = text.replace(" = ", f"{SPACE}={SPACE}")
+    """In lines of about the same length, none of which breaks at an equals sign or before a per cent sign."""
+    text = text.replace(" = ", f"{SPACE}={SPACE}").replace(" %", f"{SPACE}%")
     lines = max(1, -(-len(text) // width))
     return textwrap.fill(text, min(width, len(text) // lines + 10), break_on_hyphens=False)
 
