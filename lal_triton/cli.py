@@ -81,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--upsample", nargs="*", type=_positive, metavar="RATIO", help="compare on logits smaller than the labels; 4 8"
     )
     bench.add_argument("--memory-limit", type=float, metavar="GIB", help="leave out peers that need more; all of it")
+    bench.add_argument("--peers", action="store_true", help="compare with MONAI's, kornia's, smp's and Liger's losses")
     bench.set_defaults(run=run_bench)
 
     plot = commands.add_parser("plot", help="draw the plots of a results file")
@@ -226,6 +227,7 @@ def _bench_settings(arguments: argparse.Namespace) -> "cases.Settings":
         quick=arguments.quick,
         ratios=tuple(ratios),
         memory_limit=capacity.available_bytes(device) if limit is None else int(limit * capacity.GIB),
+        peers=arguments.peers,
     )
 
 
