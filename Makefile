@@ -5,6 +5,8 @@
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
 # make mutations   breaks the package in a hundred places and looks whether the tests notice (12 minutes)
 # make lint    ruff and mypy
+# make docs    the documentation site, in build/site (half a minute)
+# make package wheel and sdist, in dist
 # make gpu     tests, tuning and benchmarks on a machine with a GPU, torch and Triton but no network; 8 minutes at most
 #              (QUICK=1: every kernel once, and each loss beside its peers; 200 seconds at most)
 PYTHON ?= python3
@@ -16,7 +18,7 @@ OF_TORCH := $(addprefix test_,$(addsuffix .py,backends center cross_entropy foca
 	reference steps upsampling validation versions))
 OF_KERNELS := test_kernels.py test_upsampled_kernels.py
 
-.PHONY: bench train test test-long test-all test-oldest test-newest mutations lint gpu clean
+.PHONY: bench train test test-long test-all test-oldest test-newest mutations lint docs package gpu clean
 
 bench: $(VENV)/.ready
 	$(BIN)/lal-triton bench $(if $(QUICK),--quick) --output $(OUTPUT)
@@ -63,6 +65,15 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx --conf-dir docs --fail-on-warning --keep-going --quiet . build/site
+	@echo build/site/index.html
+
+package: $(VENV)/.ready
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(if $(QUICK),--quick) --output $(OUTPUT)

@@ -34,5 +34,11 @@ def bytes_needed(case: Case) -> int:
         "focal": 3 * classes + 6,
         "shift_add": 6 * classes + 1.5 * taps,
         "unfold": 6 * classes + (2 * classes + 2) * taps,
+        "monai_focal": 9 * classes + 2,
+        "kornia_focal": 3 * classes + 4,
+        "smp_focal": 9 * classes,
+        "smp_cross_entropy": 3 * classes + 1,
+        "liger_cross_entropy": 4 * classes,
+        "flat_cross_entropy": 3 * classes + 1,
     }
     return case.batch_size * case.size**2 * int(4 * floats_per_pixel.get(case.name, 0))

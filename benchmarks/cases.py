@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 NOT_QUICK = "left out by --quick"
+ON_GPU = "measured on a GPU only"
 
 
 class Settings(NamedTuple):
@@ -25,6 +26,7 @@ class Settings(NamedTuple):
     quick: bool
     ratios: tuple[int, ...] = ()  # of the labels' side to that of the logits; none: the comparison at full resolution
     memory_limit: int | None = None  # bytes; a peer that needs more is not run
+    peers: bool = False  # other libraries' losses, too
 
     @property
     def sweep_kernel_size(self) -> int:
@@ -67,6 +69,12 @@ def loss_label(name: str, backend: str | None, compiled: bool) -> str:
         "lal": f"lal_triton ({backend})",
         "shift_add": "LAL by shift-and-add",
         "unfold": "LAL by F.unfold",
+        "monai_focal": "MONAI focal",
+        "kornia_focal": "kornia focal",
+        "smp_focal": "smp focal, sigmoid per class",
+        "smp_cross_entropy": "smp CE, mean with void",
+        "liger_cross_entropy": "Liger CE on [N H W, C]",
+        "flat_cross_entropy": "CE on [N H W, C]",
     }
     return known[name] + (", compiled" if compiled else "")
 
@@ -87,6 +95,9 @@ def plan_full_resolution(settings: Settings) -> list[Case]:
             cases.append(Case("cross_entropy", None, False, None, *at))
             cases.append(Case("cross_entropy", None, True, None, *at, None if at_headline else not_quick))
             cases += [Case("own_cross_entropy", backend, False, None, *at) for backend in settings.backends]
+            if at_headline and settings.peers:
+                cases += [Case("own_focal", backend, False, None, *at) for backend in settings.backends]
+                cases += other_libraries(settings, cases[-1])
             for k in settings.kernel_sizes if at_headline else (settings.sweep_kernel_size,):
                 cases += [Case("lal", backend, False, k, *at) for backend in settings.backends]
                 cases += [Case(name, None, False, k, *at) for name in ("shift_add", "unfold")]
@@ -97,6 +108,18 @@ def plan_full_resolution(settings: Settings) -> list[Case]:
         cases += [case._replace(one_thread=True) for case in again if threads > 1]
         cases += [case._replace(beside=threads) for case in again]
     return cases + slow
+
+
+def other_libraries(settings: Settings, case: Case) -> list[Case]:
+    """Their losses at the sizes of `case`, after the focal loss that PyTorch makes of its cross-entropy."""
+    case = case._replace(backend=None, compiled=False, kernel_size=None)
+    on_gpu = None if settings.device.type == "cuda" else ON_GPU
+    names = ("focal", "monai_focal", "kornia_focal", "smp_focal", "smp_cross_entropy")
+    return [
+        *(case._replace(name=name) for name in names),
+        case._replace(name="liger_cross_entropy", skipped=on_gpu),
+        case._replace(name="flat_cross_entropy", compiled=True, skipped=on_gpu),
+    ]
 
 
 def _runs_again(case: Case, settings: Settings) -> bool:
@@ -131,6 +154,8 @@ def upsampled_losses(settings: Settings, kernel_sizes: tuple[int, ...], case: Ca
             yield case._replace(name=name, backend=backend)
         for k in kernel_sizes:
             yield case._replace(name="lal", backend=backend, kernel_size=k)
+    if settings.peers and not case.memory_sweep:
+        yield from other_libraries(settings, case)
     for k in kernel_sizes:
         slow = (
             settings.quick

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lal_triton.benchmarks import environment, peers
+from lal_triton.benchmarks import environment, libraries, peers
 from lal_triton.benchmarks.capacity import bytes_needed, reason_to_skip
 from lal_triton.benchmarks.cases import Case, Settings, plan
 from lal_triton.benchmarks.expected import expected_seconds
-from lal_triton.benchmarks.load import busy_processes, torch_threads
+from lal_triton.benchmarks.load import busy_processes, processor_share, torch_threads
 from lal_triton.benchmarks.memory import peak_bytes
 from lal_triton.benchmarks.scenes import VOID, Scene, make_batch, predict
 from lal_triton.benchmarks.timing import Effort, Timing, time_copy, time_step
@@ -37,7 +37,10 @@ Batches = Callable[[int, int, int, int], tuple[Tensor, Tensor]]  # of classes, i
 
 
 def run(settings: Settings, scenes: Scenes, path: Path, planned: Sequence[Case] | None = None) -> None:
-    """Writes the results after each case, so that an interrupted run leaves what it has."""
+    """Writes the results after each case, so that an interrupted run leaves what it has.
+
+    `processor_share` of a row is the smaller one of those before and after its case.
+    """
     described = environment.describe(settings.device) | {"memory_limit_bytes": settings.memory_limit}
     batches = make_batches(scenes)
     rows: list[Row] = []
@@ -48,12 +51,17 @@ def run(settings: Settings, scenes: Scenes, path: Path, planned: Sequence[Case] 
     on_a_cpu = f", {about(sum(seconds))} on two busy cores"
     announce(f"{count} cases{on_a_cpu if settings.device.type == 'cpu' else ''}")
     number = 0
+    threads = torch.get_num_threads() if settings.device.type == "cpu" else 1
+    before = processor_share(threads)
     with start_bar(sum(seconds)) as bar:
         for case, expected in zip(cases, seconds, strict=True):
             if expected:
                 number += 1
                 bar.set_description_str(f"{number} of {count}, {case.label}, {case.size} x {case.size}")
-            rows += measure(case, settings, batches)
+            found = measure(case, settings, batches)
+            after = processor_share(threads)
+            rows += [row | {"processor_share": min(before, after)} for row in found]
+            before = after
             write_results(path, described, rows)
             bar.n += expected
 
@@ -153,6 +161,7 @@ def _row(
 
 
 def loss_function(case: Case, target: Tensor) -> Callable[[Tensor], Tensor]:
+    loss: Callable[[Tensor], Tensor]
     if case.name == "lal":
         return functools.partial(
             locally_adaptive_loss, target=target, kernel_size=case.kernel_size, p=P, backend=case.backend
@@ -165,6 +174,8 @@ def loss_function(case: Case, target: Tensor) -> Callable[[Tensor], Tensor]:
         loss = functools.partial(F.cross_entropy, target=target, ignore_index=VOID)
     elif case.name == "focal":
         loss = functools.partial(peers.focal_loss, target=target, ignore_index=VOID)
+    elif case.name in libraries.LOSSES:
+        loss = libraries.LOSSES[case.name](target)
     else:
         peer = {"unfold": peers.unfold_lal, "shift_add": peers.shift_add_lal}[case.name]
         loss = functools.partial(peer, target=target, kernel_size=case.kernel_size, p=P, ignore_index=VOID)

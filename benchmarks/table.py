@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from lal_triton.benchmarks.cases import loss_label
+from lal_triton.benchmarks.load import busy_remark, was_busy
 
 Row = dict[str, Any]
 HEADER = (
@@ -22,8 +23,9 @@ PASSES = 3  # the forward pass must read the logits; the backward pass must read
 def format_table(results: dict[str, Any]) -> str:
     where = results["environment"]
     lines = [f"{where['device']}, threads: {where['torch_threads']}, torch {where['torch']}, {where['date']}"]
-    if (where["load"] or 0) > 0.5:
-        lines.append(f"Other processes were running (load {where['load']:.1f}): expect times that are too long.")
+    remark = busy_remark([row for row in results["rows"] if row["phase"] == "step"], 'marked "busy"')
+    if remark:
+        lines.append(remark)
     ordered = sorted(results["rows"], key=_setting)
     for _, group in groupby(ordered, key=_setting):
         lines += ["", *_format_setting(list(group))]
@@ -75,7 +77,7 @@ def _format_setting(rows: list[Row]) -> Iterator[str]:
         yield (
             f"{name} {times} {spread:>17} {_ratio(step['median_ms'], cross_entropy):>7} "
             f"{_ratio(step['median_ms'], unfold):>8} {_rate(step, PASSES):6.1f} "
-            f"{step['peak_bytes'] / step.get('full_bytes', step['logits_bytes']):6.2f}x"
+            f"{step['peak_bytes'] / step.get('full_bytes', step['logits_bytes']):6.2f}x{' busy' * was_busy(step)}"
         )
 
 

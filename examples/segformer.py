@@ -6,12 +6,11 @@ pip install -e ".[examples]" && python examples/segformer.py
 import argparse
 
 import torch
+from nuclei import NUM_CLASSES, VOID, read_crops
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss
-from lal_triton.benchmarks.scenes import VOID, read_nuclei
 
-NUM_CLASSES = 3
 LOSSES = {"lal": LocallyAdaptiveLoss, "cross_entropy": CrossEntropyLoss}
 
 
@@ -25,7 +24,7 @@ def make_model() -> SegformerForSemanticSegmentation:
 
 def train(model: SegformerForSemanticSegmentation, loss: str, steps: int, size: int) -> list[float]:
     """The loss of each step on the upper left crop of the image."""
-    image, target = read_crop(size)
+    image, target = read_crops(size)[:1]  # the upper left one
     criterion = LOSSES[loss](ignore_index=VOID)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
@@ -42,16 +41,10 @@ def train(model: SegformerForSemanticSegmentation, loss: str, steps: int, size: 
     return losses
 
 
-def read_crop(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    scene = read_nuclei(NUM_CLASSES)
-    image = torch.from_numpy(scene.image[:size, :size]).permute(2, 0, 1)[None]
-    return (image - image.mean()) / image.std(), torch.from_numpy(scene.labels[:size, :size])[None]
-
-
 @torch.no_grad()
 def evaluate(model: SegformerForSemanticSegmentation, size: int) -> tuple[float, float]:
     """Pixel accuracy and mean intersection over union, on the crop it was trained on."""
-    image, target = read_crop(size)
+    image, target = read_crops(size)[:1]  # the upper left one
     logits = model.eval()(image).logits
     upsampled = torch.nn.functional.interpolate(logits, target.shape[1:], mode="bilinear")
     valid = target != VOID

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lal_triton import derivatives, validation
-from lal_triton.labels import INVALID, VOID
+from lal_triton import derivatives, process_groups, validation
+from lal_triton.labels import INVALID, VOID, without_channel
 from lal_triton.options import loss_dtype
 from lal_triton.pooling import gather_ranks, or_one
 from lal_triton.weighing import prepare
@@ -24,6 +24,9 @@ def evaluate(
 
     With a group over the pixels of all its ranks; the gradient is that of this rank's.
     """
+    target = without_channel(target)
+    validation.check_center(features, target, centers, ignore_index)
+    process_group = process_groups.resolve(process_group)
     if validation.has_tangent(features) or validation.has_tangent(centers):
         raise NotImplementedError(derivatives.REFUSAL)
     num_classes, dtype = len(centers), loss_dtype(features)

@@ -2,17 +2,18 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lal_triton import derivatives, max_pooling, pooling, reference, steps, subclasses, validation
+from lal_triton import derivatives, max_pooling, pooling, process_groups, reference, steps, subclasses, validation
 from lal_triton.cpu import op as cpu_op
 from lal_triton.dispatch import backend_for
 from lal_triton.kernels import configs
 from lal_triton.kernels import op as triton_op
-from lal_triton.labels import centre_mask
+from lal_triton.labels import centre_mask, without_channel
 from lal_triton.options import Pooling, Request, loss_dtype, weighs_in_loss
 from lal_triton.steps import Step
 from lal_triton.tuning import choice
@@ -27,6 +28,8 @@ def evaluate(
     logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, request: Request
 ) -> Tensor:
     """What every loss of the package does once its options are a request."""
+    if request.process_group is not None:
+        request = _with_group(request, process_groups.resolve(request.process_group))
     tensors = logits, target, weight, pixel_weight
     if not torch.compiler.is_compiling():
         weights = [tensor for tensor in (weight, pixel_weight) if tensor is not None]
@@ -48,8 +51,12 @@ def evaluate(
 def _evaluate_unwrapped(inputs: subclasses.Inputs, request: Request) -> Tensor:
     """The loss of what tensors of a subclass hold, over the group of a DTensor's mesh."""
     *tensors, process_group = inputs
-    validation.check_process_group(process_group, request.reduction, request.pool)
-    return evaluate(*tensors, request._replace(process_group=process_group))  # type: ignore[call-arg]
+    return evaluate(*tensors, _with_group(request, process_group))  # type: ignore[call-arg]
+
+
+def _with_group(request: Request, process_group: Any) -> Request:
+    validation.check_pooling_over_ranks(process_group, request.reduction, request.pool)
+    return request._replace(process_group=process_group)
 
 
 def prepare(
@@ -59,28 +66,36 @@ def prepare(
 
     Tensors are `plain` where nothing but autograd looks at the operations; others need custom ops.
     """
+    if without_channel(target) is not target or without_channel(pixel_weight) is not pixel_weight:
+        return functools.partial(_without_channels, request)
     validation.check_tensors(logits, target, weight, pixel_weight)
     validation.check_sizes(logits, target, request.upsample)
+    validation.check_alpha_size(request.class_alpha, logits.shape[1])
     options, reduction, backend, size = request.local, request.reduction, request.backend, target.shape[1:]
+    validation.warn_of_sizes(logits.shape[2:], size)
     if logits.shape[2] > size[0] or logits.shape[3] > size[1]:
         # Bilinear interpolation goes axis by axis. Those that shrink go first, into less memory than the logits.
         smaller = [min(low, high) for low, high in zip(logits.shape[2:], size, strict=True)]
         return functools.partial(_interpolate_first, request, smaller)
-    validation.warn_of_classes(logits.shape[1], options.normalize, request.ignore_index, stacklevel=7)
+    validation.warn_of_classes(logits.shape[1], options.normalize, request.ignore_index)
     if torch.compiler.is_compiling() and derivatives.transforms():
         backend = derivatives.backend_in_graph(backend, weight, pixel_weight)
     backend = backend_for(backend, logits)
     if backend == "triton":
         if logits.shape[2:] != size and not configs.upsampling_is_served(logits.shape[2:], size, options):
             return functools.partial(_interpolate_first, request, size)
-        if reduction != "max_pooling" and request.process_group is None:
+        if reduction != "max_pooling" and request.process_group is None and request.class_alpha is None:
             name = request.pool if reduction == "minkowski" else reduction
             batch_pooling = Pooling(name, request.p, request.ignore_index)
             step = triton_op.prepare(logits, target, weight, pixel_weight, options, batch_pooling, plain)
             return functools.partial(_at_centres_of, step, options.stride) if reduction == "none" else step
-    if backend == "cpu" and reduction not in ("none", "max_pooling"):
+    if backend == "cpu" and reduction not in ("none", "max_pooling") and request.class_alpha is None:
         return cpu_op.prepare(logits, target, request, plain)
     local = _local_step(backend, logits, target, weight, request, plain)
+    if request.class_alpha is not None:
+        local = functools.partial(
+            _scale_by_class, local, logits.new_tensor(request.class_alpha, dtype=loss_dtype(logits))
+        )
     return functools.partial(_pool_map, local, request)
 
 
@@ -98,6 +113,13 @@ def _local_step(
         return lambda logits, target, labels, weight: cpu_op.differentiable_local_loss(logits, labels, weight, *options)
     local_loss = reference.local_loss_by_image if backend == "by image" else reference.local_loss
     return lambda logits, target, labels, weight: local_loss(logits, labels, weight, options)
+
+
+def _scale_by_class(
+    local: LocalStep, alpha: Tensor, logits: Tensor, target: Tensor, labels: Tensor, weight: Tensor | None
+) -> Tensor:
+    """The map of losses, times alpha `[C]` at their pixels' labels."""
+    return local(logits, target, labels, weight) * alpha[labels.clamp(min=0).long()]
 
 
 def _pool_map(
@@ -122,6 +144,13 @@ def _pool_map(
         losses, valid, mass = losses.flatten()[None], valid.flatten()[None], mass.sum()[None]
     maxima = max_pooling.max_pool(losses.flatten(1), valid.flatten(1), request.pooling_ratio, request.pooling_norm)
     return pooling.mean_over_images(maxima, mass > 0, request.process_group)
+
+
+def _without_channels(
+    request: Request, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None
+) -> Tensor:
+    """The loss of a target or pixel weights `[N, 1, H, W]`."""
+    return evaluate(logits, without_channel(target), weight, without_channel(pixel_weight), request)
 
 
 def _interpolate_first(

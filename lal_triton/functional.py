@@ -2,7 +2,8 @@
 
 Shared by all of them: `logits` `[N, C, h, w]` in float32, float16, bfloat16 or float64; `target` `[N, H, W]` in uint8,
 int8, int16, int32 or int64, with labels in [0, C) or `ignore_index`; `weight` `[C]` and `pixel_weight` `[N, H, W]` are
-non-negative constants. The loss is float32 (float64 for float64 logits), the gradient has the dtype of the logits.
+non-negative constants. `target` and `pixel_weight` may be `[N, 1, H, W]`, too. The loss is float32 (float64 for float64
+logits), the gradient has the dtype of the logits.
 
 Where (h, w) is not (H, W) the logits are interpolated inside the loss, by default: value and gradient are those of
 `F.interpolate(logits, (H, W), mode="bilinear", align_corners=align_corners)` and then the loss, at any ratio, but the
@@ -10,8 +11,9 @@ upsampled logits never exist as a whole. Pass a network's stride-4 or stride-8 l
 
 Bad input raises a ValueError or TypeError that names the argument. Values (labels, weights) are checked on the CPU; on
 a GPU, where reading them would stall the device, a label out of range makes its pixel's loss NaN. Weights that require
-a gradient are refused. A batch may be empty, and its loss is 0. A warning comes at the first call on tensors of a kind
-(shapes, strides, dtypes).
+a gradient are refused, and so are probabilities as targets. A batch may be empty, and its loss is 0. A warning comes at
+the first call on tensors of a kind (shapes, strides, dtypes): of two classes with a standard score, of a class that is
+`ignore_index`, and of sizes whose ratios differ between the axes by more than a rounded pixel.
 
 Autocast has no effect. Derivatives are first ones by backward, with torch.func.grad and vmap, too; others raise a
 NotImplementedError but with backend="reference", which backend="auto" takes for forward mode. A DTensor whose batch is
@@ -22,10 +24,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lal_triton import center, reference, validation
+from lal_triton import center, process_groups, reference, validation
 from lal_triton.evaluation import evaluate
-from lal_triton.labels import encode_labels
-from lal_triton.options import KernelSize, Window, loss_dtype, make_options, make_request
+from lal_triton.labels import encode_labels, without_channel
+from lal_triton.options import Alpha, KernelSize, Window, loss_dtype, make_options, make_request
 
 
 def locally_adaptive_loss(
@@ -39,7 +41,7 @@ def locally_adaptive_loss(
     normalize: bool = True,
     eps: float = 1e-5,
     cost: str = "cross_entropy",
-    focal_alpha: float = 0.25,
+    focal_alpha: Alpha = 0.25,
     focal_gamma: float = 2.0,
     weight: Tensor | None = None,
     pixel_weight: Tensor | None = None,
@@ -52,7 +54,7 @@ def locally_adaptive_loss(
     ignore_index: int = 255,
     upsample: str | None = "bilinear",
     align_corners: bool = False,
-    process_group: Any = None,
+    process_group: Any = "rank",
     backend: str = "auto",
 ) -> Tensor:
     """Locally Adaptive Learning loss: cost(merged logits) per pixel, pooled by a Minkowski mean per image.
@@ -74,6 +76,9 @@ def locally_adaptive_loss(
         normalize: whether to take the standard score; without it z = x.
         eps: > 0, added to the variance.
         cost: "cross_entropy" or "focal", alpha (1 - q)^gamma (-ln q) with q the softmax at the label.
+        focal_alpha: a number >= 0, or `[C]` of them, of which a pixel takes that of its label. They multiply the losses
+            before the pooling. A tensor is read on the host: pass a list under torch.compile.
+        focal_gamma: >= 0.
         weight: `[C]`, class weights. With "minkowski" omega = weight[y] x pixel_weight weighs the power mean; with
             "mean", "sum" and "none" it acts as in F.cross_entropy.
         pixel_weight: `[N, H, W]`.
@@ -90,7 +95,8 @@ def locally_adaptive_loss(
             pixels are void: a UserWarning says so.
         upsample: "bilinear" interpolates logits of another size than the target's, None refuses them.
         align_corners: of that interpolation, as in F.interpolate.
-        process_group: a torch.distributed group over whose ranks' batches, of any sizes (0, too), the loss is pooled.
+        process_group: over whose ranks' batches, of any sizes (0, too), the loss is pooled: "rank" (or None) for this
+            one alone, "world" for all (of one process, too), a torch.distributed group, or a callable that returns one.
             Every rank returns the loss of the global batch, and the sum over the ranks of the gradients is that of one
             process that holds it: DistributedDataParallel averages them, so multiply the loss by the number of ranks
             there. No part of "none"; "max_pooling" needs pool="image" with it.
@@ -136,7 +142,7 @@ def cross_entropy(
     ignore_index: int = 255,
     upsample: str | None = "bilinear",
     align_corners: bool = False,
-    process_group: Any = None,
+    process_group: Any = "rank",
     backend: str = "auto",
 ) -> Tensor:
     """Softmax cross-entropy, equal to F.cross_entropy on the options that they share.
@@ -160,7 +166,7 @@ def focal_loss(
     logits: Tensor,
     target: Tensor,
     *,
-    alpha: float = 0.25,
+    alpha: Alpha = 0.25,
     gamma: float = 2.0,
     weight: Tensor | None = None,
     pixel_weight: Tensor | None = None,
@@ -168,12 +174,13 @@ def focal_loss(
     ignore_index: int = 255,
     upsample: str | None = "bilinear",
     align_corners: bool = False,
-    process_group: Any = None,
+    process_group: Any = "rank",
     backend: str = "auto",
 ) -> Tensor:
     """Focal loss over softmax probabilities, alpha (1 - q)^gamma (-ln q) with q the probability of the label.
 
-    Lin et al., arXiv 1708.02002, in its multi-class form. Arguments and errors are those of `locally_adaptive_loss`.
+    Lin et al., arXiv 1708.02002, in its multi-class form. Arguments and errors are those of `locally_adaptive_loss`;
+    `alpha` and `gamma` are its `focal_alpha` and `focal_gamma`.
     """
     request = make_request(
         cost="focal",
@@ -190,13 +197,14 @@ def focal_loss(
 
 
 def center_loss(
-    features: Tensor, target: Tensor, centers: Tensor, *, ignore_index: int = 255, process_group: Any = None
+    features: Tensor, target: Tensor, centers: Tensor, *, ignore_index: int = 255, process_group: Any = "rank"
 ) -> Tensor:
-    """Center loss (Wen et al., ECCV 2016) over dense features: the mean of |x - c_y|^2 / 2 over the valid pixels.
+    """Center loss (Wen et al., ECCV 2016) over dense features: the mean of `|x - c_y|^2 / 2` over the valid pixels.
 
     Args:
         features: `[N, D, H, W]` in float32, float16, bfloat16 or float64.
-        target: `[N, H, W]`, integer labels; resample them by their nearest neighbours to the size of the features.
+        target: `[N, H, W]` or `[N, 1, H, W]`, integer labels; resample them by their nearest neighbours to the size of
+            the features.
         centers: `[C, D]`, one centre a class. `CenterLoss` keeps and moves them.
         ignore_index: the void label.
         process_group: as in `locally_adaptive_loss`: the mean is over the pixels of all its ranks.
@@ -204,7 +212,7 @@ def center_loss(
     Returns:
         A scalar, float32 (float64 for float64 features); 0 with a zero gradient where no pixel is valid.
     """
-    validation.check_center(features, target, centers, ignore_index, process_group)
+    process_groups.check(process_group)
     return center.evaluate(features, target, centers, ignore_index, process_group)[0]
 
 
@@ -223,6 +231,7 @@ def merge(
 
     For looking and for research: differentiable (twice, too), in plain torch, at k^2 times the memory of the logits.
     """
+    target = without_channel(target)
     options = make_options(
         kernel_size=kernel_size,
         window=window,
@@ -233,7 +242,7 @@ def merge(
     validation.check_integer("ignore_index", ignore_index)
     validation.check_tensors(logits, target, None, None)
     validation.check_sizes(logits, target, upsample=None)
-    validation.warn_of_classes(logits.shape[1], normalize, ignore_index, stacklevel=3)
+    validation.warn_of_classes(logits.shape[1], normalize, ignore_index)
     if target.device.type == "cpu":
         validation.check_labels(target, logits.shape[1], ignore_index)
     labels = encode_labels(target, logits.shape[1], ignore_index)

@@ -1,5 +1,7 @@
 """Label maps in the one form that the backends compute with."""
 
+from typing import Any
+
 import torch
 
 VOID = -1
@@ -15,6 +17,11 @@ def encode_labels(target: torch.Tensor, num_classes: int, ignore_index: int) -> 
     inside = (labels >= 0) & (labels < num_classes)
     encoded = torch.where(inside, labels, INVALID)
     return torch.where(labels == ignore_index, VOID, encoded).to(torch.int32)
+
+
+def without_channel(plane: Any) -> Any:
+    """Labels or weights `[N, 1, H, W]` as `[N, H, W]`; anything else as it is."""
+    return plane.squeeze(1) if isinstance(plane, torch.Tensor) and plane.dim() == 4 and plane.shape[1] == 1 else plane
 
 
 def centre_mask(labels: torch.Tensor, stride: int) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """The losses as modules: the options of the functions as constructor arguments, checked once.
 
-A module with a `process_group` can neither be pickled nor deep-copied, since torch's groups cannot.
+The `process_group` of a module may be given before there is one: "world" is then read at each forward, a callable is
+called at the first. None is "rank" but where it may be a torch.distributed.group.WORLD that was read too early: a
+module that was made before init_process_group refuses it at its first forward, if there are other ranks. A module that
+holds a group can neither be pickled nor deep-copied, since torch's groups cannot; "world" can.
 """
 
 from typing import Any
@@ -8,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lal_triton import center, validation
+from lal_triton import center, process_groups, validation
 from lal_triton.evaluation import evaluate
-from lal_triton.options import KernelSize, Window, make_request
+from lal_triton.options import Alpha, KernelSize, Window, make_request
 
 
 class _Loss(nn.Module):
@@ -19,21 +22,45 @@ class _Loss(nn.Module):
     def __init__(self, weight: Tensor | None, **options: Any) -> None:
         """`options` are those of `make_request`."""
         super().__init__()
-        if isinstance(options.get("window"), Tensor):
-            options["window"] = options["window"].tolist()
+        for name in ("window", "focal_alpha"):
+            if isinstance(options.get(name), Tensor):
+                options[name] = options[name].tolist()
         self.request = make_request(**options)
         validation.check_weight(weight)
         validation.check_weight_values("weight", weight)
         self.register_buffer("weight", weight)
-        self._shown = {name: value for name, value in options.items() if value is not None}
+        self._options = options
+        self._group_is_open = process_groups.is_open(options["process_group"])
 
-    def forward(self, logits: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-        """The loss of `[N, C, h, w]` logits and a `[N, H, W]` integer target, with optional `[N, H, W]` weights."""
-        return evaluate(logits, target, self.weight, pixel_weight, self.request)
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        pixel_weight: Tensor | None = None,
+        *,
+        ignore_index: int | None = None,
+        reduction: str | None = None,
+    ) -> Tensor:
+        """The loss of `[N, C, h, w]` logits and a `[N, H, W]` integer target, with optional `[N, H, W]` weights.
+
+        `ignore_index` and `reduction` replace those of the module in this call.
+        """
+        if self._group_is_open:
+            self._options["process_group"] = process_groups.settle(self._options["process_group"])
+            self.request = make_request(**self._options)
+            self._group_is_open = False
+        request = self.request
+        if ignore_index is not None or reduction is not None:
+            changed = {"ignore_index": ignore_index, "reduction": reduction}
+            request = make_request(**self._options | {name: new for name, new in changed.items() if new is not None})
+        return evaluate(logits, target, self.weight, pixel_weight, request)
 
     def extra_repr(self) -> str:
-        weight = "" if self.weight is None else f"weight=[{len(self.weight)}], "
-        return weight + ", ".join(f"{name}={value!r}" for name, value in self._shown.items())
+        shown = [f"weight=[{len(self.weight)}]"] if self.weight is not None else []
+        for name, value in self._options.items():
+            if value is not None and (name, value) != ("process_group", process_groups.RANK):
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
 
 
 class LocallyAdaptiveLoss(_Loss):
@@ -49,7 +76,7 @@ class LocallyAdaptiveLoss(_Loss):
         normalize: bool = True,
         eps: float = 1e-5,
         cost: str = "cross_entropy",
-        focal_alpha: float = 0.25,
+        focal_alpha: Alpha = 0.25,
         focal_gamma: float = 2.0,
         weight: Tensor | None = None,
         label_smoothing: float = 0.0,
@@ -61,7 +88,7 @@ class LocallyAdaptiveLoss(_Loss):
         ignore_index: int = 255,
         upsample: str | None = "bilinear",
         align_corners: bool = False,
-        process_group: Any = None,
+        process_group: Any = "rank",
         backend: str = "auto",
     ) -> None:
         super().__init__(
@@ -101,7 +128,7 @@ class CrossEntropyLoss(_Loss):
         ignore_index: int = 255,
         upsample: str | None = "bilinear",
         align_corners: bool = False,
-        process_group: Any = None,
+        process_group: Any = "rank",
         backend: str = "auto",
     ) -> None:
         super().__init__(
@@ -121,7 +148,7 @@ class FocalLoss(_Loss):
 
     def __init__(
         self,
-        alpha: float = 0.25,
+        alpha: Alpha = 0.25,
         gamma: float = 2.0,
         *,
         weight: Tensor | None = None,
@@ -129,7 +156,7 @@ class FocalLoss(_Loss):
         ignore_index: int = 255,
         upsample: str | None = "bilinear",
         align_corners: bool = False,
-        process_group: Any = None,
+        process_group: Any = "rank",
         backend: str = "auto",
     ) -> None:
         super().__init__(
@@ -169,24 +196,28 @@ class CenterLoss(nn.Module):
         lambda_: float = 3e-4,
         *,
         ignore_index: int = 255,
-        process_group: Any = None,
+        process_group: Any = "rank",
     ) -> None:
         super().__init__()
         validation.check_integer("num_classes", num_classes, low=1)
         validation.check_integer("num_features", num_features, low=1)
         validation.check_integer("ignore_index", ignore_index)
-        validation.check_process_group(process_group)
         self.alpha = validation.check_number("alpha", alpha, low=0)
         self.lambda_ = validation.check_number("lambda_", lambda_, low=0)
         self.ignore_index = ignore_index
+        process_groups.check(process_group)
         self.process_group = process_group
+        self._group_is_open = process_groups.is_open(process_group)
         self.register_buffer("centers", torch.zeros(num_classes, num_features))
 
-    def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        """The loss of `[N, D, H, W]` features and an integer target `[N, H, W]`."""
-        validation.check_center(features, target, self.centers, self.ignore_index, self.process_group)
+    def forward(self, features: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
+        """The loss of `[N, D, H, W]` features and an integer target `[N, H, W]`; `ignore_index` is of this call."""
+        if self._group_is_open:
+            self.process_group = process_groups.settle(self.process_group)
+            self._group_is_open = False
         centers = center.snapshot(self.centers)
-        loss, counts, sums = center.evaluate(features, target, centers, self.ignore_index, self.process_group)
+        ignore_index = self.ignore_index if ignore_index is None else ignore_index
+        loss, counts, sums = center.evaluate(features, target, centers, ignore_index, self.process_group)
         if self.training:
             with torch.no_grad():
                 self.centers += self.alpha * sums / (1 + counts[:, None])

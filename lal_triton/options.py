@@ -1,11 +1,12 @@
 """The options of a loss, checked, as immutable records: of a pixel, of batch pooling, and of all of it."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from lal_triton import validation
+from lal_triton import process_groups, validation
 
 WINDOWS = ("chessboard", "uniform")
 AVERAGES = ("count", "weight")
@@ -13,6 +14,7 @@ COSTS = ("cross_entropy", "focal")
 
 KernelSize = int | tuple[int, int]
 Window = str | Sequence[Sequence[float]] | torch.Tensor
+Alpha = float | Sequence[float] | torch.Tensor
 
 
 def loss_dtype(logits: torch.Tensor) -> torch.dtype:
@@ -66,6 +68,7 @@ class Request(NamedTuple):
     """A loss with all of its options, checked."""
 
     local: LocalLoss
+    class_alpha: tuple[float, ...] | None  # `[C]`, the focal cost's alpha by class; that of `local` is 1 then
     reduction: str
     p: float  # 1 but for the Minkowski mean
     pool: str
@@ -79,6 +82,7 @@ class Request(NamedTuple):
 
 def make_request(
     *,
+    focal_alpha: Alpha = 0.25,
     reduction: str,
     p: float = 1.0,
     pool: str = "image",
@@ -91,14 +95,18 @@ def make_request(
     **local: Any,
 ) -> Request:
     """The record of checked options; `local` are those of `make_options`."""
-    options = make_options(**local)
+    class_alpha = None if isinstance(focal_alpha, numbers.Real) else validation.check_alpha(focal_alpha)
+    options = make_options(focal_alpha=focal_alpha if class_alpha is None else 1.0, **local)
     validation.check_pooling(reduction, pool, pooling_ratio, pooling_norm)
-    validation.check_process_group(process_group, reduction, pool)
+    process_groups.check(process_group)
+    process_group = None if process_group == process_groups.RANK else process_group
+    validation.check_pooling_over_ranks(process_group, reduction, pool)
     validation.check_choice("upsample", upsample, ("bilinear", None))
     validation.check_backend(backend)
     p = validation.check_number("p", p, low=1)
     return Request(
         local=options,
+        class_alpha=class_alpha if options.cost == "focal" else None,
         reduction=reduction,
         p=p if reduction == "minkowski" else 1.0,
         pool=pool,
@@ -120,7 +128,7 @@ def make_options(
     normalize: bool = False,
     eps: float = 1e-5,
     cost: str = "cross_entropy",
-    focal_alpha: float = 0.25,
+    focal_alpha: Any = 0.25,
     focal_gamma: float = 2.0,
     label_smoothing: float = 0.0,
     align_corners: bool = False,

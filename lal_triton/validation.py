@@ -3,6 +3,7 @@
 import math
 import numbers
 import operator
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -86,6 +87,20 @@ def check_window(window: Any, kernel_size: tuple[int, int]) -> tuple[float, ...]
     return tuple(float(value) for value in weights)
 
 
+def check_alpha(alpha: Any) -> tuple[float, ...]:
+    """The focal weights `[C]` of a tensor, array or sequence."""
+    check_constant("focal_alpha", alpha)
+    values = alpha.tolist() if isinstance(alpha, (torch.Tensor, np.ndarray)) else alpha
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"focal_alpha is {alpha!r}, expected a number or [C] of them{_item_hint(alpha)}")
+    return tuple(check_number("focal_alpha", value, low=0) for value in values)
+
+
+def check_alpha_size(alpha: tuple[float, ...] | None, num_classes: int) -> None:
+    if alpha is not None and len(alpha) != num_classes:
+        raise ValueError(f"focal_alpha has {len(alpha)} values, expected a number or [C = {num_classes}]")
+
+
 def check_pooling(reduction: str, pool: str, pooling_ratio: Any, pooling_norm: Any) -> None:
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("pool", pool, ("image", "batch"))
@@ -94,9 +109,7 @@ def check_pooling(reduction: str, pool: str, pooling_ratio: Any, pooling_norm: A
     check_number("pooling_norm", pooling_norm, low=1, strict=True)
 
 
-def check_process_group(process_group: object, reduction: str = "mean", pool: str = "image") -> None:
-    if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
-        raise TypeError(f"process_group is a {type(process_group).__name__}, expected a torch.distributed.ProcessGroup")
+def check_pooling_over_ranks(process_group: object, reduction: str, pool: str) -> None:
     if process_group is not None and (reduction, pool) == ("max_pooling", "batch"):
         raise ValueError(
             'pool is "batch" with reduction="max_pooling" and a process_group, expected "image": the losses of one '
@@ -142,11 +155,11 @@ def check_target(target: torch.Tensor, planes: torch.Tensor, name: str) -> None:
     """Of these logits or features."""
     _check_tensor("target", target)
     if target.dim() != 3:
-        squeeze = target.dim() == 4 and target.shape[1] == 1
-        hint = "; pass target.squeeze(1)" if squeeze else ""
-        raise ValueError(f"target has the shape {list(target.shape)}, expected [N, H, W]{hint}")
+        shape = list(target.shape)
+        raise ValueError(f"target has the shape {shape}, expected [N, H, W]{_argmax_hint(shape, planes.shape[1])}")
     if target.dtype not in TARGET_DTYPES:
-        raise TypeError(f"target has the dtype {target.dtype}, expected one of {_names(TARGET_DTYPES)}")
+        hint = "; pass target.long()" if target.is_floating_point() else ""
+        raise TypeError(f"target has the dtype {target.dtype}, expected one of {_names(TARGET_DTYPES)}{hint}")
     if 0 in target.shape[1:]:
         raise ValueError(f"target has the shape {list(target.shape)}, expected no empty dimension but the batch")
     if target.shape[1] * target.shape[2] >= 2**31:
@@ -155,17 +168,21 @@ def check_target(target: torch.Tensor, planes: torch.Tensor, name: str) -> None:
         raise ValueError(f"target has N = {target.shape[0]}, expected the N = {planes.shape[0]} of {name}")
 
 
+def _argmax_hint(shape: list[int], num_classes: int) -> str:
+    """For one-hot labels and probabilities, with the classes where torch's losses or `F.one_hot` have them."""
+    if len(shape) != 4 or num_classes not in (shape[1], shape[3]):
+        return ""
+    return f" labels, not probabilities; pass target.argmax({1 if shape[1] == num_classes else -1})"
+
+
 def check_devices(planes: torch.Tensor, name: str, **others: torch.Tensor | None) -> None:
     for other, tensor in others.items():
         if tensor is not None and tensor.device != planes.device:
             raise ValueError(f"{other} is on {tensor.device}, expected the device of {name}, {planes.device}")
 
 
-def check_center(
-    features: torch.Tensor, target: torch.Tensor, centers: torch.Tensor, ignore_index: int, process_group: object
-) -> None:
+def check_center(features: torch.Tensor, target: torch.Tensor, centers: torch.Tensor, ignore_index: int) -> None:
     check_integer("ignore_index", ignore_index)
-    check_process_group(process_group)
     _check_real("centers", centers)
     if centers.dim() != 2 or 0 in centers.shape:
         raise ValueError(f"centers has the shape {list(centers.shape)}, expected [C, D]")
@@ -272,21 +289,41 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int, stacklevel: int) -> None:
+def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int) -> None:
     """Warns of two classes, whose standard score hides the logits, and of a class that is the void label."""
-    if torch.compiler.is_compiling():
-        return
     if num_classes == 2 and normalize:
-        warnings.warn(
+        _warn(
             "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
-            "and its gradient nearly vanishes; normalize=False avoids it",
-            UserWarning,
-            stacklevel,
+            "and its gradient nearly vanishes; normalize=False avoids it"
         )
     if ignore_index == 255 and num_classes > 255:
-        warnings.warn(
+        _warn(
             f"with C = {num_classes} classes the ignore_index 255 is a class, too, whose pixels are void; pass "
-            "another ignore_index",
-            UserWarning,
-            stacklevel,
+            "another ignore_index"
         )
+
+
+def warn_of_sizes(size: Sequence[int], labels: Sequence[int]) -> None:
+    """Warns where no one stride makes the logits' size of the labels', as of swapped axes.
+
+    The smaller of the two sizes may be off by less than a pixel: a network rounds it, down or up.
+    """
+    axes = list(zip(size, labels, strict=True))
+    least = max(min(high / (low + 1), (high - 1) / low) for low, high in axes)
+    most = min(max(high / (low - 1) if low > 1 else math.inf, (high + 1) / low) for low, high in axes)
+    if least >= most:
+        (h, height), (w, width) = axes
+        _warn(
+            f"logits of {h} x {w} are interpolated to a target of {height} x {width}, by {height / h:.4g} in height "
+            f"and by {width / w:.4g} in width: is one of them transposed?"
+        )
+
+
+def _warn(message: str) -> None:
+    """Names the line that called the package, by a function or by a module's forward. A graph warns of nothing."""
+    if torch.compiler.is_compiling():
+        return
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("lal_triton", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, level)

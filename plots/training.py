@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lal_triton.benchmarks.training.report import TABLE_1, TABLE_2, Score, score, score_of
+from lal_triton.benchmarks.training.report import TABLE_1, TABLE_2, Score, difference, score, score_of
 from lal_triton.plots import masks
-from lal_triton.plots.style import caption_of, tidy
+from lal_triton.plots.style import DPI, new_figure, tidy
 
 Results = dict[str, Any]
 
@@ -30,44 +30,45 @@ LINES = {"center": "--", "focal": ":", "max-pooling": "-.", "lal5-p1": "--", "la
 
 
 def draw(results: Path, output: Path) -> list[Path]:
-    """Writes the plots of a results file of `lal-triton train`, and of the masks.npz beside it if there is one."""
+    """Writes the plots of a results file of `lal-triton train`, and of the arrays beside it if there are any."""
     try:
         data = json.loads(Path(results).read_text())
         figures = {"curves": draw_curves(data), "classes": draw_classes(data)}
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{results} is not a results file of `lal-triton train`") from None
-    arrays = Path(results).with_name("masks.npz")
+    arrays = Path(results).with_suffix(".npz")
     if arrays.exists():
         with np.load(arrays) as loaded:
-            figures["masks"] = masks.draw_masks(data, loaded)
+            shown = data | json.loads(str(loaded["provenance"]))
+            figures["masks"] = masks.draw_masks(shown, loaded)
             if "zoom_image" in loaded:
-                figures["gradients"] = masks.draw_gradients(data, loaded)
+                figures["gradients"] = masks.draw_gradients(shown, loaded)
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in figures.items():
         written.append(output / f"training_{data['task']}_{name}.png")
-        figure.savefig(written[-1], dpi=100)
+        figure.savefig(written[-1], dpi=DPI)
     return written
 
 
 def draw_curves(results: Results) -> Figure:
     """Held-out mIoU against the iteration, for the losses of both tables."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    reached = [f"{results['titles'][loss]} {found}" for loss in ("ce", "lal5") if (found := score_of(results, loss))]
+    title = f"Held-out mIoU after {results['recipe']['iterations']:,} iterations, task {results['task']}"
+    footer = f"Lines: mean over seeds {seeds(results)}, bands: ± standard deviation"
+    figure = new_figure(3.9, ": ".join([title, *filter(None, [", ".join(reached)])]), footer, results["environment"])
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, table, title in zip(
-        panels, (TABLE_2, TABLE_1), ("Losses", "Exponent p of LAL's pooling, 3 where it is not named"), strict=True
+    for axes, table, name in zip(
+        panels, (TABLE_2, TABLE_1), ("losses", "exponent p of LAL's pooling (else 3)"), strict=True
     ):
         for loss in table.paper:
             draw_curve(axes, results, loss)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("iteration")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("iteration", fontsize=9)
         if axes.get_lines():
-            axes.legend(frameon=False, fontsize=8, loc="lower right", handlelength=3)
+            axes.legend(frameon=False, fontsize=7.5, loc="lower right", handlelength=2.5)
         tidy(axes)
-    panels[0].set_ylabel("mIoU on what is held out, per cent")
-    figure.suptitle(f"Learning curves, task {results['task']}", fontweight="bold", fontsize=11)
-    text = f"lines: mean over seeds {seeds(results)}, bands: ± standard deviation"
-    figure.supxlabel(caption_of(text, results["environment"]), fontsize=7.5, color="#555555")
+    panels[0].set_ylabel("mIoU on what is held out, per cent", fontsize=9)
     return figure
 
 
@@ -88,7 +89,14 @@ def draw_classes(results: Results) -> Figure:
     """IoU of every class and their mean, a bar per loss."""
     losses = [loss for loss in TABLE_2.paper if score_of(results, loss)]
     groups = ["mean", *results["class_names"]]
-    figure = Figure(figsize=(max(8, 1.5 + 0.13 * len(losses) * len(groups)), 4.6), layout="constrained")
+    title = f"IoU, task {results['task']}"
+    base, other = score_of(results, "ce"), score_of(results, "lal5")
+    if base and other:
+        title = (
+            f"{results['titles']['lal5']} next to {results['titles']['ce']} in mean {title}: {difference(other, base)}"
+        )
+    footer = f"Bars: mean over seeds {seeds(results)}, lines: ± standard deviation"
+    figure = new_figure(3.9, title, footer, results["environment"])
     axes = figure.subplots()
     width = 0.84 / max(1, len(losses))
     for place, loss in enumerate(losses):
@@ -96,15 +104,12 @@ def draw_classes(results: Results) -> Figure:
         draw_bars(axes, found, place * width - 0.42 + width / 2, width, COLOURS[loss], results["titles"][loss])
     axes.axvline(0.5, color="#999999", linewidth=0.8)
     slant = 30 if len(groups) > 6 else 0
-    axes.set_xticks(range(len(groups)), groups, rotation=slant, ha="right" if slant else "center")
+    axes.set_xticks(range(len(groups)), groups, rotation=slant, ha="right" if slant else "center", fontsize=8.5)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_ylim(0, 100)
-    axes.set_ylabel("IoU on what is held out, per cent")
-    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    axes.set_ylabel("IoU on what is held out, per cent", fontsize=9)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     tidy(axes, axis="y")
-    figure.suptitle(f"IoU by class, task {results['task']}", fontweight="bold", fontsize=11)
-    text = f"bars: mean over seeds {seeds(results)}, whiskers: ± standard deviation"
-    figure.supxlabel(caption_of(text, results["environment"]), fontsize=7.5, color="#555555")
     return figure
 
 

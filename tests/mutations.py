@@ -900,6 +900,41 @@ MUTATIONS = [
         "torch.ones_like(labels).sum().to(dtype)",
         "tests/test_center.py -k 'void or gradients'",
     ),
+    Mutation(
+        "alpha by class forgotten",
+        "lal_triton/evaluation.py",
+        "weight) * alpha[labels.clamp(min=0).long()]",
+        "weight)",
+        "tests/test_focal.py -k 'alpha and cpu'",
+    ),
+    Mutation(
+        "no pixel of rounding between sizes",
+        "lal_triton/validation.py",
+        "min(high / (low + 1), (high - 1) / low)",
+        "high / low - 0.01",
+        "tests/test_validation.py -k sizes",
+    ),
+    Mutation(
+        "a group read too early is taken",
+        "lal_triton/process_groups.py",
+        "dist.get_world_size() > 1:",
+        "dist.get_world_size() < 1:",
+        RANKS + " -k first_forward",
+    ),
+    Mutation(
+        "world of one rank",
+        "lal_triton/process_groups.py",
+        "process_group == WORLD and is_initialized()",
+        "False",
+        RANKS + " -k 'name or first_forward'",
+    ),
+    Mutation(
+        "void label of a call forgotten",
+        "lal_triton/modules.py",
+        '{"ignore_index": ignore_index, "reduction": reduction}',
+        '{"ignore_index": None, "reduction": reduction}',
+        "tests/test_modules.py -k one_call",
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from problems import step_of
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
-from lal_triton import CenterLoss
+from lal_triton import CenterLoss, LocallyAdaptiveLoss
 from lal_triton.functional import cross_entropy, focal_loss, locally_adaptive_loss
 
 CLASSES, FEATURES = 4, 5
@@ -108,6 +108,25 @@ def move_centers(share, process_group, steps=3):
     return [*values, module.centers.clone()]
 
 
+def make_modules():
+    """By what they are given for a group: one that may not be there yet, a callable, its name."""
+    groups = dist.group.WORLD, lambda: dist.group.WORLD, "world", "rank", None
+    return [LocallyAdaptiveLoss(process_group=group) for group in groups]
+
+
+def call_early(module, share):
+    """The value of a second call, or the message of a refusal; a compiled module's is the same."""
+    logits, _, target, *_ = make_batch(SIZES["equal"])
+    try:
+        module(logits[share], target[share])
+    except ValueError as error:
+        return str(error)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")(logits[share], target[share])
+    value = module(logits[share], target[share])
+    torch.testing.assert_close(compiled, value, rtol=1e-12, atol=0)
+    return value
+
+
 def without_a_valid_pixel(process_group):
     leaf = torch.randn(1, CLASSES, 4, 4, requires_grad=True)
     void = torch.full((1, 4, 4), 255)
@@ -118,6 +137,7 @@ def without_a_valid_pixel(process_group):
 
 def run(rank, ranks, folder):
     torch.set_num_threads(1)
+    early = make_modules()
     store = dist.FileStore(str(Path(folder) / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     group = dist.group.WORLD
@@ -127,14 +147,18 @@ def run(rank, ranks, folder):
     if ranks == 2 and not torch.cuda.is_available():  # the interpreter takes its time, and gloo is for CPUs
         results["triton"] = evaluate("image", "equal", share, group, torch.float32, backend="triton", kernel_size=3)
     results["centers"] = move_centers(share, group)
+    results["named"] = evaluate("image", "equal", share, "world"), move_centers(share, "world")
+    results["early"] = [call_early(module, share) for module in early]
+    results["late"] = [call_early(module, share) for module in make_modules()]
     results["sharded"] = evaluate_sharded(ranks)
     results["void"] = without_a_valid_pixel(group)
 
     logits, _, target, *_ = make_batch(SIZES["equal"])
-    compiled = torch.compile(
-        lambda x, t: locally_adaptive_loss(x, t, process_group=group), fullgraph=True, backend="aot_eager"
-    )
-    results["compiled"] = compiled(logits[share], target[share])
+    for name, over in {"compiled": group, "compiled, named": "world"}.items():
+        compiled = torch.compile(
+            lambda x, t, over=over: locally_adaptive_loss(x, t, process_group=over), fullgraph=True, backend="aot_eager"
+        )
+        results[name] = compiled(logits[share], target[share])
 
     half = dist.new_group([0, 1])  # every process has to take part in making it
     if rank < 2:

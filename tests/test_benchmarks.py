@@ -1,5 +1,6 @@
 """The benchmark measures what it says, on the data that it says; nothing here asserts on a time."""
 
+import itertools
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ from lal_triton.benchmarks import (
     capacity,
     cases,
     environment,
+    libraries,
     load,
     memory,
     peers,
@@ -70,6 +72,66 @@ def test_focal_peer_computes_the_loss_and_its_gradient():
     (found_gradient,) = torch.autograd.grad(found, logits)
     (expected_gradient,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(found_gradient, expected_gradient, rtol=1e-10, atol=1e-14)
+
+
+def gradients_of(loss, expected, logits):
+    return (torch.autograd.grad(value, logits)[0] for value in (loss, expected))
+
+
+@pytest.mark.parametrize(("name", "module"), [("monai_focal", "monai"), ("kornia_focal", "kornia")])
+def test_focal_losses_of_other_libraries_are_ours(name, module):
+    pytest.importorskip(module)
+    logits, target = blocky_example(dtype=torch.float32)  # which MONAI computes in
+    expected = functional.focal_loss(logits.double(), target, backend="reference")
+    loss = libraries.LOSSES[name](target)(logits)
+    # a pixel's term, and their sum over 2 x 13 x 17 pixels in blocks, is some ten roundings of 2^-24 from exact
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    found, wanted = gradients_of(loss, expected, logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * wanted.abs().max().item())
+
+
+def test_cross_entropy_on_a_row_per_pixel_is_cross_entropy():
+    logits, target = blocky_example()
+    expected = F.cross_entropy(logits, target, ignore_index=scenes.VOID)
+    loss = libraries.flat_cross_entropy(target)(logits)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    found, wanted = gradients_of(loss, expected, logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-16)
+
+
+def test_cross_entropy_of_liger_is_cross_entropy_and_leaves_the_logits(monkeypatch):
+    pytest.importorskip("liger_kernel")
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's interpreter runs it
+    logits, target = (tensor.detach().to(device) for tensor in blocky_example(dtype=torch.float32))
+    before = logits.clone()
+    logits.requires_grad_()
+    expected = F.cross_entropy(logits, target, ignore_index=scenes.VOID)
+    loss = libraries.liger_cross_entropy(target)(logits)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    found, wanted = gradients_of(loss, expected, logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * wanted.abs().max().item())
+    assert torch.equal(logits, before)
+
+
+def test_cross_entropy_of_smp_counts_void_pixels():
+    pytest.importorskip("segmentation_models_pytorch")
+    logits, target = blocky_example()
+    expected = F.cross_entropy(logits, target, ignore_index=scenes.VOID, reduction="sum") / target.numel()
+    loss = libraries.smp_cross_entropy(target)(logits)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    found, wanted = gradients_of(loss, expected, logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-16)
+
+
+def test_focal_loss_of_smp_is_that_of_each_class_on_its_sigmoid():
+    pytest.importorskip("segmentation_models_pytorch")
+    logits, target = blocky_example()
+    valid = target != scenes.VOID
+    one_hot = F.one_hot(target[valid], scenes.VOID + 1)[:, : logits.shape[1]].to(logits)
+    p = logits.movedim(1, -1)[valid].sigmoid()
+    right, alpha = torch.where(one_hot == 1, p, 1 - p), torch.where(one_hot == 1, 0.25, 0.75)
+    target_loss = -(alpha * (1 - right) ** 2 * right.log()).mean()
+    torch.testing.assert_close(libraries.smp_focal(target)(logits), target_loss, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("peer", [peers.unfold_lal, peers.shift_add_lal])
@@ -219,6 +281,21 @@ def test_memory_of_cross_entropy_is_three_times_the_logits():
 @pytest.mark.parametrize("kernel_size", [3, 7])
 @pytest.mark.parametrize("upsampling", [1, 4])
 def test_what_peers_need_is_estimated_from_above(name, kernel_size, upsampling):
+    assert_estimated_from_above(name, kernel_size, upsampling)
+
+
+@pytest.mark.parametrize(
+    "name", ["monai_focal", "kornia_focal", "smp_focal", "smp_cross_entropy", "flat_cross_entropy"]
+)
+@pytest.mark.parametrize("upsampling", [1, 4])
+def test_what_other_libraries_need_is_estimated_from_above(name, upsampling):
+    library = {"monai": "monai", "kornia": "kornia", "smp": "segmentation_models_pytorch"}.get(name.split("_")[0])
+    if library:
+        pytest.importorskip(library)
+    assert_estimated_from_above(name, None, upsampling)
+
+
+def assert_estimated_from_above(name, kernel_size, upsampling):
     case = cases.Case(name, None, False, kernel_size, 64, torch.float32, 1, 20, upsampling=upsampling)
     side = case.size // upsampling
     logits = torch.randn(1, 20, side, side, requires_grad=True)
@@ -274,6 +351,8 @@ def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "results.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", no_compiler)
+        shares = itertools.chain([0.9, 0.95, 0.5], itertools.repeat(0.95))  # busy after the second case
+        patch.setattr(runner, "processor_share", lambda threads: next(shares))
         runner.run(tiny_settings(), {4: [scenes.read_nuclei(4)]}, path)
     return path
 
@@ -349,6 +428,37 @@ def test_busy_processes_run_until_the_block_ends():
     assert os.times().children_user > before
 
 
+def test_threads_beside_busy_processes_get_less_than_a_core():
+    with load.busy_processes(3 * (os.cpu_count() or 1)):
+        busy = [load.processor_share(2) for _ in range(3)]
+    assert max(busy) < load.BUSY
+    # as much as the other tests and processes leave, but at some time more than beside these
+    assert any(load.processor_share(1) > 1.2 * max(busy) for _ in range(20))
+
+
+def test_rows_tell_what_a_thread_got_beside_their_case(results):
+    rows = json.loads(results.read_text())["rows"]
+    copy, cross_entropy, *_ = cases.plan(tiny_settings())
+    assert (copy.name, cross_entropy.name) == ("copy", "cross_entropy")
+    found = [row["processor_share"] for row in rows]
+    assert found[:1] == [0.9]  # the smaller one of before and after
+    assert found[1:7] == [0.5] * 6  # the phases of the second and the third case
+    assert set(found[7:]) == {0.95}
+
+
+def test_the_table_marks_times_of_a_busy_machine(results):
+    data = json.loads(results.read_text())
+    lines = table.format_table(data).splitlines()
+    marked = [line for line in lines if line.endswith(" busy")]
+    assert [line.split()[0] for line in marked] == ["F.cross_entropy"]  # the third case has no compiler
+    measured = sum(row["phase"] == "step" and not row["skipped"] for row in data["rows"])
+    assert f"The machine was busy: 1 of {measured} times are too long" in lines[1]
+    assert "0.50 of a core" in lines[1]
+    for row in data["rows"]:
+        del row["processor_share"]  # as in older files
+    assert "busy:" not in table.format_table(data)
+
+
 def test_a_gpu_is_not_measured_beside_busy_processes_nor_on_one_thread():
     planned = cases.plan(tiny_settings(device=torch.device("cuda")))
     assert {(case.beside, case.one_thread) for case in planned} == {(0, False)}
@@ -359,6 +469,37 @@ def test_a_loss_on_one_thread_leaves_torch_its_threads():
     with load.torch_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("ratios", [(), (4,)])
+def test_other_libraries_are_measured_once_at_each_setting_where_asked(ratios):
+    settings = tiny_settings(ratios=ratios, size=16, sweep=(8,))
+    assert not {case.name for case in cases.plan(settings)} & set(libraries.LOSSES)
+    planned = cases.plan(settings._replace(peers=True))
+    found = {case.name: case for case in planned if case.name in libraries.LOSSES}
+    assert found.keys() == libraries.LOSSES.keys()
+    assert sum(case.name in libraries.LOSSES for case in planned) == len(found)
+    assert {(case.size, case.upsampling) for case in found.values()} == {(16, max(ratios, default=1))}
+    assert {name for name, case in found.items() if case.skipped} == {"liger_cross_entropy", "flat_cross_entropy"}
+    on_gpu = cases.plan(settings._replace(peers=True, device=torch.device("cuda")))
+    assert not any(case.skipped for case in on_gpu if case.name in libraries.LOSSES)
+    assert {"focal", "own_focal"} <= {case.name for case in planned if case.size == 16}
+
+
+@pytest.mark.parametrize("missing", ["monai", "kornia", "segmentation_models_pytorch"])
+def test_a_library_that_is_not_installed_is_named_in_the_table(tmp_path, monkeypatch, missing):
+    for name in list(sys.modules):
+        if name.startswith(missing):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(runner, "processor_share", lambda threads: 1.0)
+    settings = tiny_settings(ratios=(4,), size=16, sweep=(), kernel_sizes=(1,), peers=True)
+    names = ("cross_entropy", "monai_focal", "kornia_focal", "smp_focal")
+    planned = [case for case in cases.plan(settings) if case.name in names and not case.compiled]
+    runner.run(settings, {4: [scenes.read_nuclei(4)]}, tmp_path / "results.json", planned)
+    text = table.format_table(json.loads((tmp_path / "results.json").read_text()))
+    assert max(map(len, text.splitlines())) <= 120
+    assert any("skipped: ModuleNotFoundError" in line and missing in line for line in text.splitlines())
 
 
 def test_cases_that_take_long_to_compile_come_last():
@@ -402,15 +543,11 @@ def test_plots_leave_out_what_was_skipped(results):
     from lal_triton.plots import charts
 
     data = json.loads(results.read_text())
-    steps = [
-        row
-        for row in data["rows"]
-        if row["phase"] == "step" and not (row["skipped"] or row["beside"] or row["one_thread"])
-    ]
-    figure = charts.draw_chart(charts.CHARTS[0], charts.comparable(steps, "kernel_size"), data["environment"])
-    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
-    assert set(lines) == {"LAL by F.unfold", "LAL by shift-and-add", "lal_triton (cpu)", "F.cross_entropy"}
-    assert list(lines["lal_triton (cpu)"].get_xdata()) == [1, 3]
+    figure = charts.make_figures(data["rows"], data["environment"])["time_vs_kernel_size"]
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines() if line.get_label() != "_busy"}
+    own = ("lal_triton LAL (cpu)", "lal_triton cross-entropy (cpu)")
+    assert set(lines) == {"LAL by F.unfold", "LAL by shift-and-add", *own, "F.cross_entropy"}
+    assert list(lines["lal_triton LAL (cpu)"].get_xdata()) == [1, 3]
     (cross_entropy,) = {*lines["F.cross_entropy"].get_ydata()}
     assert cross_entropy > 0
 
@@ -430,6 +567,7 @@ def upsampled_results(tmp_path_factory):
     path = tmp_path_factory.mktemp("upsampled") / "results_upsampled.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda loss, **_: loss)
+        patch.setattr(runner, "processor_share", lambda threads: 1.0)
         runner.run(upsampled_settings(), {c: [scenes.read_nuclei(c)] for c in (3, 5)}, path)
     return path
 
@@ -492,7 +630,7 @@ def test_the_table_shows_small_logits(upsampled_results):
 def test_plots_of_small_logits_show_what_does_not_fit(upsampled_results, tmp_path):
     from lal_triton.plots import upsampled
 
-    names = ["upsampled_time.png", "memory_vs_image_size_upsampled.png"]
+    names = ["upsampled_headline.png", "upsampled_time.png", "memory_vs_image_size_upsampled.png"]
     assert [path.name for path in plots.draw(upsampled_results, tmp_path)] == names
     data = json.loads(upsampled_results.read_text())
     steps = [row for row in data["rows"] if row["phase"] == "step"]
@@ -504,4 +642,4 @@ def test_plots_of_small_logits_show_what_does_not_fit(upsampled_results, tmp_pat
     assert sum("does not fit (needs 5.0 GiB)" in text.get_text() for axes in time.axes for text in axes.texts) == 8
     lines = {line.get_label(): line for line in upsampled.draw_memory(steps, data["environment"]).axes[0].get_lines()}
     assert list(lines["F.interpolate + LAL by F.unfold, K = 1"].get_ydata()) == [5, 5]
-    assert list(lines["lal_triton (reference), LAL, K = 1"].get_xdata()) == [8, 32]
+    assert list(lines["lal_triton LAL (reference), K = 1"].get_xdata()) == [8, 32]

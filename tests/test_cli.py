@@ -26,6 +26,7 @@ def without_compiler(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(runner, "processor_share", lambda threads: 1.0)
 
 
 def test_version(capsys):

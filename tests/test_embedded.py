@@ -131,6 +131,34 @@ def test_maps_are_taken_where_the_errors_are():
     assert right[maps["truth"] == 2].mean() > right[maps["truth"] == 1].mean()
 
 
+class Threshold(torch.nn.Module):
+    """Class 1 where the image is brighter than `level`."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(level))
+
+    def forward(self, images):
+        logits = torch.stack([torch.zeros_like(images[:, 0]), images[:, 0] - self.level], 1)
+        return Output(logits, logits)
+
+
+def test_shown_are_the_parts_where_the_networks_disagree():
+    """Most of them in the second image, in none of the first."""
+    images = torch.zeros(4, 3, 70, 90)
+    images[1, :, 30:60, 5:35] = 0.5
+    images[2, :, 2:5, 80:84] = 0.5
+    images[3, :, 10:20, 10:20] = 0.5
+    target = torch.zeros(70, 90, dtype=torch.int64)
+    examples = [Example(str(index), image, target) for index, image in enumerate(images)]
+    void = torch.full_like(target, VOID)
+    examples.append(Example("void", images[1], void))
+    arrays = pictures.collect(examples, {"focal": Threshold(0.4), "lal5": Threshold(0.6)})
+    sizes = [int((arrays[f"focal_{row}"] != arrays[f"lal5_{row}"]).sum()) for row in range(pictures.ROWS)]
+    assert sizes == [900, 100, 12]
+    assert (arrays["image_0"].max(), arrays["focal_0"].shape) == (128, (pictures.MASK, pictures.MASK))
+
+
 def test_examples_end_where_aligned_logits_do():
     example = Example("made up", torch.rand(3, 80, 97), torch.zeros(80, 97, dtype=torch.int64))
     network = Constant()
@@ -173,9 +201,10 @@ def test_an_experiment_writes_tables_masks_and_figures(experimented):
     assert results["environment"]["torch"] == torch.__version__
     output = experimented.parent
     assert f"| {LOSSES['lal5'].title} | " in (output / "tables.md").read_text()
-    with np.load(output / "masks.npz") as arrays:
+    with np.load(output / "results.npz") as arrays:
         assert {"image_0", "truth_0", "ce_0", "lal5_0", "zoom_gradient_lal"} <= set(arrays)
-        assert arrays["ce_0"].shape == (96, 96)
+        assert arrays["ce_0"].shape == (pictures.MASK, pictures.MASK)
+        assert json.loads(str(arrays["provenance"])) == {"environment": results["environment"], "shown_seed": 0}
     figures = {path.name for path in (output / "figures").iterdir()}
     assert figures == {f"training_nuclei_{name}.png" for name in ("curves", "classes", "masks", "gradients")}
 

@@ -1,5 +1,7 @@
 """The examples run; what they need beyond the package is the extra `examples`."""
 
+import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -10,11 +12,25 @@ pytest.importorskip("PIL")
 pytest.importorskip("transformers")
 
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
 @pytest.fixture
-def segformer(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    yield pytest.importorskip("segformer")
-    sys.modules.pop("segformer", None)
+def load(monkeypatch):
+    """A function that imports an example."""
+    names = [path.stem for path in EXAMPLES.glob("*.py")]
+    earlier = {name: sys.modules.pop(name, None) for name in names}
+    monkeypatch.syspath_prepend(EXAMPLES)
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update({name: module for name, module in earlier.items() if module is not None})
+
+
+@pytest.fixture
+def segformer(load):
+    pytest.importorskip("transformers")
+    return load("segformer")
 
 
 @pytest.mark.parametrize("loss", ["lal", "cross_entropy"])
@@ -33,3 +49,48 @@ def test_segformer_reports_its_accuracy(segformer, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "step 1: loss" in printed
     assert "pixel accuracy" in printed
+
+
+def test_lightning_module_in_bfloat16(load, monkeypatch, capsys):
+    pytest.importorskip("lightning")
+    example = load("lightning_module")
+    dtypes = watch_logits(monkeypatch, example)
+    monkeypatch.setattr(sys, "argv", ["lightning_module.py"])
+    example.main()
+    assert "1 processes, last loss 0." in capsys.readouterr().out
+    assert dtypes == {torch.bfloat16}
+
+
+def test_accelerate_gives_the_loss_float32(load, monkeypatch, capsys):
+    state = pytest.importorskip("accelerate.state")
+    example = load("accelerate_loop")
+    dtypes = watch_logits(monkeypatch, example)
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    example.main()
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    assert "1 processes, loss 1." in capsys.readouterr().out
+    assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "lal"])
+def test_huggingface_trainer_learns(load, loss, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(sys, "argv", ["huggingface_trainer.py", f"--loss={loss}"])
+    monkeypatch.chdir(tmp_path)  # where the Trainer makes its folder
+    load("huggingface_trainer").main()
+    losses = [float(value) for value in re.findall(r"'loss': '?([\d.]+)", capsys.readouterr().out)]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+
+
+def watch_logits(monkeypatch, example):
+    """The dtypes of the logits that the example's loss is given."""
+    dtypes = set()
+
+    class Watched(example.CrossEntropyLoss):
+        def forward(self, logits, target):
+            dtypes.add(logits.dtype)
+            return super().forward(logits, target)
+
+    monkeypatch.setattr(example, "CrossEntropyLoss", Watched)
+    return dtypes

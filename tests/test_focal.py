@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from problems import DEVICE
+from problems import DEVICE, make_problem
 
 from lal_triton.functional import focal_loss, locally_adaptive_loss
 
@@ -95,3 +95,36 @@ def test_mean_is_over_the_valid_pixels():
     losses = focal_loss(logits, target, reduction="none")
     assert not losses[0, :2].any()
     torch.testing.assert_close(focal_loss(logits, target), losses.sum() / 30, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("size", [(6, 7), (3, 4)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "minkowski", "max_pooling"])
+@pytest.mark.parametrize(("backend", "dtype"), [("reference", 64), ("cpu", 64), ("cpu", 32), ("triton", 32)])
+def test_alpha_by_class(backend, dtype, reduction, size):
+    """The map of the losses times alpha at the labels, before the pooling; means are over the pixels."""
+    dtype = {32: torch.float32, 64: torch.float64}[dtype]
+    logits, target = make_problem((2, 5, 6, 7))
+    logits = torch.nn.functional.interpolate(logits, size, mode="bilinear")
+    leaf = logits.to(dtype, copy=True).requires_grad_()
+    alpha = torch.rand(5, generator=torch.Generator().manual_seed(1))
+    options = {"cost": "focal", "kernel_size": 3, "reduction": reduction}
+    loss = locally_adaptive_loss(leaf, target, focal_alpha=alpha, backend=backend, **options)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+
+    of_labels = alpha.to(target.device, torch.float64)[target.clamp(max=4).long()]
+    exact = logits.double().requires_grad_()
+    options |= {"backend": "reference", "focal_alpha": 1.0}
+    # In each of these reductions the alphas can stand where weights do, if the weights leave the means' divisors alone.
+    if reduction in ("sum", "none", "max_pooling"):
+        expected = locally_adaptive_loss(exact, target, pixel_weight=of_labels, **options)
+    else:
+        losses = locally_adaptive_loss(exact, target, **options | {"reduction": "none"}) * of_labels
+        valid = (target != 255).sum((1, 2))
+        p = 3.0 if reduction == "minkowski" else 1.0
+        sums = losses.pow(p).sum((1, 2))[valid > 0]
+        valid = valid[valid > 0]
+        expected = (sums / valid).pow(1 / p).mean() if reduction == "minkowski" else sums.sum() / valid.sum()
+    (of_exact,) = torch.autograd.grad(expected.sum(), exact)
+    rounding = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(loss.double(), expected, **rounding)
+    torch.testing.assert_close(gradient.double(), of_exact, **rounding)

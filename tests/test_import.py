@@ -9,7 +9,7 @@ import pytest
 
 HIDE = """
 import sys
-for name in ("triton", "matplotlib", "PIL", *sys.argv[1:]):
+for name in ("triton", "matplotlib", "mmseg", "PIL", *sys.argv[1:]):
     sys.modules[name] = None
 import torch
 import lal_triton

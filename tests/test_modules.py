@@ -9,7 +9,7 @@ import pytest
 import torch
 from problems import DEVICE, make_problem
 
-from lal_triton import CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss, functional
+from lal_triton import CenterLoss, CrossEntropyLoss, FocalLoss, LocallyAdaptiveLoss, functional
 
 FUNCTIONS = {
     LocallyAdaptiveLoss: functional.locally_adaptive_loss,
@@ -105,3 +105,35 @@ def test_a_window_tensor_is_read_once():
 def test_bad_options_fail_at_construction(module, options, message):
     with pytest.raises(ValueError, match=message):
         module(**options)
+
+
+@pytest.mark.parametrize("module", FUNCTIONS)
+def test_options_of_one_call(module):
+    logits, target = make_problem((2, 5, 6, 7))
+    loss = module(weight=torch.rand(5)).to(DEVICE)
+    before = loss(logits, target)
+    for options in (
+        {"reduction": "none"},
+        {"reduction": "sum"},
+        {"ignore_index": 1},
+        {"ignore_index": 0, "reduction": "mean"},
+    ):
+        labels = torch.where(target == 255, options.get("ignore_index", 255), target)
+        expected = FUNCTIONS[module](logits, labels, weight=loss.weight, **options)
+        assert torch.equal(loss(logits, labels, **options), expected)
+    assert torch.equal(loss(logits, target), before)
+    with pytest.raises(ValueError, match="reduction is 'median'"):
+        loss(logits, target, reduction="median")
+
+
+def test_the_exponent_is_kept_for_a_call_that_needs_it():
+    logits, target = make_problem((2, 5, 6, 7))
+    loss = LocallyAdaptiveLoss(p=2.0, reduction="mean")
+    assert torch.equal(loss(logits, target, reduction="minkowski"), LocallyAdaptiveLoss(p=2.0)(logits, target))
+
+
+def test_void_label_of_one_call_of_the_center_loss():
+    logits, target = make_problem((2, 5, 6, 7))
+    loss = CenterLoss(5, 5).to(DEVICE).eval()
+    expected = CenterLoss(5, 5, ignore_index=1).to(DEVICE).eval()(logits, torch.where(target == 255, 1, target))
+    assert torch.equal(loss(logits, torch.where(target == 255, 1, target), ignore_index=1), expected)

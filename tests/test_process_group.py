@@ -1,5 +1,8 @@
 """Losses pooled over the ranks of a process group: every rank has the global value, and the gradients are its parts."""
 
+import copy
+import pickle
+
 import pooling_ranks
 import pytest
 import torch
@@ -85,6 +88,35 @@ def test_one_graph_pools_over_ranks(ranks):
     value, _ = pooling_ranks.evaluate("image", "equal", ALL, None)
     for rank in ranks:
         torch.testing.assert_close(rank["compiled"], value, **ROUNDING)
+        torch.testing.assert_close(rank["compiled, named"], value, **ROUNDING)
+
+
+def test_the_world_by_its_name(ranks):
+    value, gradient = pooling_ranks.evaluate("image", "equal", ALL, None)
+    centers = pooling_ranks.move_centers(ALL, None)[-1]
+    for rank in ranks:
+        (found, _), moved = rank["named"]
+        torch.testing.assert_close(found, value, **ROUNDING)
+        torch.testing.assert_close(moved[-1], centers, **ROUNDING)
+    parts = torch.cat([rank["named"][0][1] for rank in ranks])
+    torch.testing.assert_close(parts, gradient, **ROUNDING)
+
+
+@pytest.mark.parametrize("made", ["early", "late"])
+def test_modules_find_their_group_at_the_first_forward(ranks, made):
+    """Those that were made before init_process_group, and those after."""
+    value, _ = pooling_ranks.evaluate("image", "equal", ALL, None)
+    for number, rank in enumerate(ranks):
+        world, called, named, alone, none = rank[made]
+        torch.testing.assert_close(called, value, **ROUNDING)
+        torch.testing.assert_close(named, value, **ROUNDING)
+        own, _ = pooling_ranks.evaluate("image", "equal", share_of(number, len(ranks)), None)
+        torch.testing.assert_close(alone, own, **ROUNDING)
+        if made == "early":  # when group.WORLD was None
+            assert "process_group was None before init_process_group" in world == none
+        else:
+            torch.testing.assert_close(world, value, **ROUNDING)
+            torch.testing.assert_close(none, own, **ROUNDING)
 
 
 def test_part_of_the_ranks(ranks):
@@ -102,8 +134,26 @@ def test_group_cannot_be_copied(ranks):
 
 @pytest.mark.parametrize("make", [LocallyAdaptiveLoss, lambda **options: CenterLoss(2, 2, **options)])
 def test_something_else_than_a_group(make):
-    with pytest.raises(TypeError, match=r"process_group is a str, expected a torch.distributed.ProcessGroup"):
-        make(process_group="world")
+    with pytest.raises(TypeError, match=r"process_group is a int, expected a torch.distributed.ProcessGroup"):
+        make(process_group=2)
+    with pytest.raises(
+        ValueError, match=r"process_group is 'all', expected a torch.distributed.ProcessGroup, \"world\""
+    ):
+        make(process_group="all")
+    returns_none = make(process_group=lambda: None)
+    with pytest.raises(
+        TypeError, match=r"process_group returned a NoneType, expected a torch.distributed.ProcessGroup"
+    ):
+        returns_none(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("process_group", ["world", None])
+def test_one_process_is_the_world(process_group):
+    logits, _, target, *_ = pooling_ranks.make_batch(SIZES["equal"])
+    alone = LocallyAdaptiveLoss()(logits, target)
+    loss = LocallyAdaptiveLoss(process_group=process_group)
+    for module in (loss, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(module(logits, target), alone)
 
 
 def test_max_pooling_of_all_pixels_needs_one_process(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lal_triton.benchmarks.training import report
@@ -51,8 +52,9 @@ def make_arrays(rows=2, height=20, width=30):
     image = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
     arrays |= {f"image_{row}": image for row in range(rows)} | {"zoom_image": image}
     arrays |= {"zoom_truth": labels, "zoom_prediction": labels}
-    maps = ("loss_ce", "loss_lal", "gradient_ce", "gradient_lal_p1", "gradient_lal")
-    return arrays | {f"zoom_{name}": rng.random((height, width)) for name in maps}
+    arrays |= {f"zoom_{name}": rng.random((height, width)) for name in masks.MAPS}
+    provenance = {"environment": make_results()["environment"] | {"date": "yesterday"}, "shown_seed": 7}
+    return arrays | {"provenance": np.array(json.dumps(provenance))}
 
 
 # ---- tables
@@ -110,7 +112,7 @@ def test_the_colours_are_those_of_voc():
 def test_every_figure_is_written_and_shows_something(tmp_path, losses):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(make_results(losses)))
-    np.savez_compressed(tmp_path / "masks.npz", **make_arrays())
+    np.savez_compressed(tmp_path / "results.npz", **make_arrays())
     written = training.draw(path, tmp_path / "figures")
     names = {"curves", "classes", "masks", "gradients"}
     assert {file.name for file in written} == {f"training_cells_{name}.png" for name in names}
@@ -131,8 +133,12 @@ def test_figures_without_masks_and_with_one_seed(tmp_path):
 def test_without_a_network_of_cross_entropy_there_are_no_maps_of_its_logits(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(make_results(["focal", "lal7"])))
-    shown = {name: array for name, array in make_arrays().items() if name.split("_")[0] in ("image", "truth", "focal")}
-    np.savez_compressed(tmp_path / "masks.npz", **shown)
+    shown = {
+        name: array
+        for name, array in make_arrays().items()
+        if name.split("_")[0] in ("image", "truth", "focal", "provenance")
+    }
+    np.savez_compressed(tmp_path / "results.npz", **shown)
     names = [file.name for file in training.draw(path, tmp_path)]
     assert names == [f"training_cells_{name}.png" for name in ("curves", "classes", "masks")]
 
@@ -148,10 +154,54 @@ def test_rows_of_different_sizes_are_drawn():
 def test_maps_that_are_compared_share_their_scale():
     figure = masks.draw_gradients(make_results(), make_arrays())
     limits = {axes.get_title(): axes.images[0].get_clim() for axes in figure.axes if axes.get_title()}
-    losses = [limit for title, limit in limits.items() if "of each pixel" in title]
+    losses = [limit for title, limit in limits.items() if "of each pixel" in title.replace("\n", " ")]
     gradients = [limit for title, limit in limits.items() if title.startswith("gradient")]
     assert len(set(losses)) == len(set(gradients)) == 1
     assert (len(losses), len(gradients)) == (2, 3)
+
+
+def test_the_gradients_figure_says_what_is_in_the_box():
+    arrays = make_arrays(height=40, width=50)
+    arrays["zoom_truth"] = np.zeros((40, 50), np.uint8)
+    arrays["zoom_truth"][12] = 255  # void does not count
+    arrays["zoom_loss_ce"][10:24, 30:44] += 5
+    arrays["zoom_gradient_lal"][10:24, 30:44] = 7
+    arrays["zoom_gradient_lal"][12] = 1000
+    arrays["zoom_gradient_ce"][10:24, 30:44] = 3
+    figure = masks.draw_gradients(make_results(), arrays)
+    title = figure.get_suptitle().replace("\n", " ")
+    assert "is 7.0 times the image's mean, that of cross-entropy 3.0" in title
+    numbers = {axes.get_title(): axes.get_xlabel() for axes in figure.axes}
+    assert numbers["gradient of LAL,\np = 3"] == "box: 7.0 x mean"
+    boxes = [patch for axes in figure.axes if axes.images for patch in axes.patches]
+    assert {(box.get_x(), box.get_y(), box.get_width(), box.get_height()) for box in boxes} == {(29.5, 9.5, 14, 14)}
+
+
+def test_masks_say_how_many_pixels_are_wrong():
+    arrays = make_arrays(rows=2)
+    truth = arrays["truth_0"].copy()
+    truth[3] = 255
+    wrong = truth.copy()
+    wrong[5, :6] = (truth[5, :6] + 1) % 3
+    wrong[3] = 0  # void does not count
+    arrays |= {"truth_0": truth, "truth_1": truth, "ce_0": truth, "ce_1": wrong, "lal5_0": wrong, "lal5_1": wrong}
+    figure = masks.draw_masks(make_results(), arrays)
+    share = 100 * 6 / (19 * 30)
+    title = figure.get_suptitle().replace("\n", " ").replace("\N{NO-BREAK SPACE}", " ")
+    assert f"the loss ce mislabels {share / 2:.1f} % of the pixels, the loss lal5 mislabels {share:.1f} %" in title
+    shown = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert shown[0] == "0.0 % wrong"
+    assert shown.count(f"{share:.1f} % wrong") == 3
+
+
+def test_pictures_tell_their_own_provenance(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(make_results()))
+    np.savez_compressed(tmp_path / "results.npz", **make_arrays())
+    seen = {}
+    monkeypatch.setattr(masks, "draw_masks", lambda results, arrays: seen.update(results) or Figure())
+    training.draw(path, tmp_path)
+    assert (seen["environment"]["date"], seen["shown_seed"], seen["task"]) == ("yesterday", 7, "cells")
 
 
 @pytest.mark.parametrize("text", ["{}", "not json", "[]"])

@@ -7,11 +7,12 @@ import pytest
 import torch
 from problems import make_problem
 
-from lal_triton import LocallyAdaptiveLoss
-from lal_triton.functional import cross_entropy, locally_adaptive_loss, merge
+from lal_triton import CrossEntropyLoss, LocallyAdaptiveLoss, steps, validation
+from lal_triton.functional import center_loss, cross_entropy, locally_adaptive_loss, merge
 
 LOGITS = torch.randn(2, 3, 4, 5)
 TARGET = torch.zeros(2, 4, 5, dtype=torch.long)
+ONE_HOT = torch.nn.functional.one_hot(TARGET, 3)
 NAN = float("nan")
 INF = float("inf")
 
@@ -33,6 +34,14 @@ BAD_OPTIONS = [
     ({"eps": -1e-5}, ValueError, r"eps is -1e-05, expected"),
     ({"cost": "hinge"}, ValueError, r"cost is 'hinge', expected one of 'cross_entropy', 'focal'"),
     ({"focal_alpha": -1.0}, ValueError, r"focal_alpha is -1\.0, expected"),
+    ({"focal_alpha": [0.5, -1.0, 0.5]}, ValueError, r"focal_alpha is -1\.0, expected"),
+    (
+        {"focal_alpha": torch.tensor(0.5)},
+        TypeError,
+        r"focal_alpha is tensor\(0\.5.*\), expected .*; pass its \.item\(\)",
+    ),
+    ({"focal_alpha": "0.5"}, TypeError, r"focal_alpha is '0\.5', expected a number or \[C\] of them"),
+    ({"focal_alpha": [0.5, 0.5], "cost": "focal"}, ValueError, r"focal_alpha has 2 values, expected .* \[C = 3\]"),
     ({"focal_gamma": -1.0}, ValueError, r"focal_gamma is -1\.0, expected"),
     ({"label_smoothing": 1.0}, ValueError, r"label_smoothing is 1\.0, expected a finite number in \[0, 1\)"),
     ({"label_smoothing": -0.1}, ValueError, r"label_smoothing is -0\.1, expected"),
@@ -91,11 +100,23 @@ BAD_TENSORS = [
     (LOGITS[:, :, :0], TARGET[:, :0], ValueError, r"logits has the shape \[2, 3, 0, 5\], expected no empty"),
     (LOGITS.numpy(), TARGET, TypeError, r"logits is a ndarray, expected a torch\.Tensor"),
     (LOGITS, TARGET[0], ValueError, r"target has the shape \[4, 5\], expected \[N, H, W\]"),
-    (LOGITS, TARGET[:, None], ValueError, r"target has the shape \[2, 1, 4, 5\].*pass target\.squeeze\(1\)"),
+    (LOGITS, TARGET[None], ValueError, r"target has the shape \[1, 2, 4, 5\], expected \[N, H, W\]$"),
+    (
+        LOGITS,
+        ONE_HOT,
+        ValueError,
+        r"target has the shape \[2, 4, 5, 3\], .* not probabilities; pass target\.argmax\(-1\)",
+    ),
+    (
+        LOGITS,
+        LOGITS,
+        ValueError,
+        r"target has the shape \[2, 3, 4, 5\], .* not probabilities; pass target\.argmax\(1\)",
+    ),
     (LOGITS, TARGET[:1], ValueError, r"target has N = 1, expected the N = 2 of logits"),
     (LOGITS, TARGET[:, :0], ValueError, r"target has the shape \[2, 0, 5\], expected no empty"),
-    (LOGITS, TARGET.float(), TypeError, r"target has the dtype torch\.float32, expected one of uint8"),
-    (LOGITS, TARGET.bool(), TypeError, r"target has the dtype torch\.bool"),
+    (LOGITS, TARGET.float(), TypeError, r"target has the dtype torch\.float32, .*; pass target\.long\(\)$"),
+    (LOGITS, TARGET.bool(), TypeError, r"target has the dtype torch\.bool, expected .* int64$"),
     (LOGITS, TARGET.to(torch.uint16), TypeError, r"target has the dtype torch\.uint16"),
     (LOGITS, TARGET.to("meta"), ValueError, r"target is on meta, expected the device of logits, cpu"),
     (LOGITS, TARGET + 3, ValueError, r"target holds the label 3, expected \[0, 3\) or ignore_index = 255"),
@@ -146,6 +167,35 @@ def test_two_classes_warn():
         locally_adaptive_loss(LOGITS, target)
 
 
+@pytest.mark.parametrize("by_module", [False, True])
+@pytest.mark.parametrize(
+    ("size", "labels"), [((16, 24), (96, 64)), ((24, 16), (12, 16)), ((1, 64), (64, 64)), ((65, 129), (512, 1100))]
+)
+def test_sizes_of_no_one_stride_warn(size, labels, by_module):
+    loss = CrossEntropyLoss() if by_module else cross_entropy
+    logits, target = torch.zeros(1, 3, *size), torch.zeros(1, *labels, dtype=torch.long)
+    named = f"logits of {size[0]} x {size[1]} are interpolated to a target of {labels[0]} x {labels[1]}, by"
+    steps.clear()
+    with pytest.warns(UserWarning, match=named) as caught:
+        loss(logits, target)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 8, 16, 32])
+@pytest.mark.parametrize("rounded", ["down", "up", "with ends"])
+def test_sizes_of_one_stride_do_not_warn(stride, rounded):
+    """Of any network: strides that divide the size or not, and its ends as align_corners has them."""
+    for height, width in ((33, 1024), (65, 97), (96, 64), (321, 500), (513, 512)):
+        h, w = (
+            {"down": side // stride, "up": -(-side // stride), "with ends": (side - 1) // stride + 1}[rounded]
+            for side in (height, width)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            validation.warn_of_sizes((h, w), (height, width))
+            validation.warn_of_sizes((height, width), (h, w))
+
+
 def test_numbers_of_numpy_are_numbers():
     plain = {"kernel_size": 3, "stride": 2, "p": 2.0, "eps": 0.5, "ignore_index": 1, "normalize": True}
     numpy = {
@@ -184,3 +234,18 @@ def test_a_repeated_call_of_triton_is_checked_as_the_first():
     for options in ({"ignore_index": True}, {"ignore_index": 1.0}, {"ignore_index": 1, "p": True}):
         with pytest.raises(TypeError, match="expected"):
             locally_adaptive_loss(logits, target, **{"p": 1, "backend": "triton", **options})
+
+
+@pytest.mark.parametrize("loss", [locally_adaptive_loss, cross_entropy])
+@pytest.mark.parametrize("size", [(4, 5), (8, 10), (2, 3)])
+def test_a_channel_of_labels_or_weights_is_dropped(loss, size):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (2, *size), generator=generator)
+    pixel_weight = torch.rand(2, *size, generator=generator)
+    for reduction in ("mean", "none"):
+        expected = loss(LOGITS, target, pixel_weight=pixel_weight, reduction=reduction)
+        for labels, weights in ((target[:, None], pixel_weight), (target, pixel_weight[:, None])):
+            assert torch.equal(loss(LOGITS, labels, pixel_weight=weights, reduction=reduction), expected)
+    assert torch.equal(merge(LOGITS, TARGET[:, None]), merge(LOGITS, TARGET))
+    centers = torch.ones(3, 3)
+    assert torch.equal(center_loss(LOGITS, TARGET[:, None], centers), center_loss(LOGITS, TARGET, centers))

@@ -88,7 +88,7 @@ def run(
 ) -> Path:
     """Trains what the folder does not hold yet, and returns the path of results.json.
 
-    Writes runs/<loss>-seed<seed>/, results.json, tables.md, masks.npz and figures/ to `output`. A finished run is not
+    Writes runs/<loss>-seed<seed>/, results.json, tables.md, results.npz and figures/ to `output`. A finished run is not
     repeated, an interrupted one goes on. ValueError where a run in the folder is of another task or recipe.
     """
     folders = {(loss, seed): output / "runs" / f"{loss}-seed{seed}" for seed in seeds for loss in losses}
@@ -113,7 +113,9 @@ def run(
         networks = {
             loss: restore(task, folders[loss, seeds[0]]).to(fabric.device) for loss in masks.COLUMNS if loss in losses
         }
-        np.savez_compressed(output / "masks.npz", **pictures.collect(task.evaluation, networks))
+        provenance = {"environment": results["environment"], "shown_seed": results["shown_seed"]}
+        arrays = pictures.collect(task.evaluation, networks) | {"provenance": np.array(json.dumps(provenance))}
+        np.savez_compressed(path.with_suffix(".npz"), **arrays)
         training.draw(path, output / "figures")
     fabric.barrier()
     return path

@@ -12,27 +12,43 @@ from lal_triton.benchmarks.scenes import VOID
 from lal_triton.benchmarks.training.evaluation import predict, upsampled_logits
 from lal_triton.benchmarks.training.task import Example
 
-ROWS = 4
-ZOOM = 64  # side of the part that loss and gradient are shown of, in pixels
+ROWS = 3
+CANDIDATES = 40  # the first examples, of which those are shown where the networks disagree most
+MASK = 40  # side of the part that predictions are shown of, in pixels
+ZOOM = 64  # that loss and gradient are shown of
 
 
 def collect(examples: Sequence[Example], networks: Mapping[str, nn.Module]) -> dict[str, np.ndarray]:
-    """Arrays by name, of the first examples and the networks by loss.
+    """Arrays by name, of the examples where the networks, by their loss, disagree at most pixels.
 
-    `image_0` `[H, W, 3]`, `truth_0` and `<loss>_0` `[H, W]`, uint8, and so on for each row; and the maps of `zoom_in`
-    for the network trained with cross-entropy, if there is one.
+    `image_0` `[h, w, 3]`, `truth_0` and `<loss>_0` `[h, w]`, uint8, of the square with the most disagreement, and so on
+    for each row; and the maps of `zoom_in` for the network trained with cross-entropy, if there is one.
     """
-    shown = [examples[row] for row in range(min(ROWS, len(examples)))]
+    candidates = [examples[index] for index in range(min(CANDIDATES, len(examples)))]
+    predictions = [
+        {loss: predict(network, example.image).cpu() for loss, network in networks.items()} for example in candidates
+    ]
+    places = [
+        densest(disagreement(list(labels.values()) or [example.target]) & (example.target != VOID), MASK)
+        for labels, example in zip(predictions, candidates, strict=True)
+    ]
+    shown = sorted(range(len(candidates)), key=lambda index: -places[index][0])[:ROWS]
     arrays = {}
-    for row, example in enumerate(shown):
-        arrays[f"image_{row}"] = to_bytes(example.image)
-        arrays[f"truth_{row}"] = example.target.numpy().astype(np.uint8)
-        for loss, network in networks.items():
-            arrays[f"{loss}_{row}"] = predict(network, example.image).cpu().numpy().astype(np.uint8)
+    for row, index in enumerate(shown):
+        _, top, left = places[index]
+        part = slice(top, top + MASK), slice(left, left + MASK)
+        arrays[f"image_{row}"] = to_bytes(candidates[index].image)[part]
+        for name, labels in {"truth": candidates[index].target, **predictions[index]}.items():
+            arrays[f"{name}_{row}"] = labels[part].numpy().astype(np.uint8)
     if "ce" in networks:
-        inner = [up_to_last_logit(example, networks["ce"]) for example in shown]
+        inner = [up_to_last_logit(candidates[index], networks["ce"]) for index in shown]
         arrays |= {f"zoom_{name}": array for name, array in zoom_in(inner, networks["ce"]).items()}
     return arrays
+
+
+def disagreement(predictions: Sequence[Tensor]) -> Tensor:
+    """Whether any two of the label images `[H, W]` differ, `[H, W]`."""
+    return (torch.stack(tuple(predictions)) != predictions[0]).any(0)
 
 
 def to_bytes(image: Tensor) -> np.ndarray:
@@ -56,7 +72,7 @@ def zoom_in(examples: Sequence[Example], network: nn.Module) -> dict[str, np.nda
     scores = [upsampled_logits(network, example.image).float().cpu() for example in examples]
     predictions = [logits.argmax(0) for logits in scores]
     places = [
-        most_errors((labels != example.target) & (example.target != VOID))
+        densest((labels != example.target) & (example.target != VOID), ZOOM)
         for labels, example in zip(predictions, examples, strict=True)
     ]
     worst = max(range(len(places)), key=lambda index: places[index][0])
@@ -75,10 +91,10 @@ def zoom_in(examples: Sequence[Example], network: nn.Module) -> dict[str, np.nda
     return {name: values[top : top + ZOOM, left : left + ZOOM].numpy() for name, values in maps.items()}
 
 
-def most_errors(errors: Tensor) -> tuple[float, int, int]:
-    """Count, top and left of the square of side `ZOOM` (or of the image) that holds most of the errors `[H, W]`."""
-    window = tuple(min(ZOOM, side) for side in errors.shape)
-    counts = F.avg_pool2d(errors[None].double(), window, stride=1, divisor_override=1)[0]
+def densest(pixels: Tensor, side: int) -> tuple[float, int, int]:
+    """Count, top and left of the square of that side (or of the image's) that holds most of the pixels `[H, W]`."""
+    window = tuple(min(side, whole) for whole in pixels.shape)
+    counts = F.avg_pool2d(pixels[None].double(), window, stride=1, divisor_override=1)[0]
     best = int(counts.argmax())
     return float(counts.max()), best // counts.shape[1], best % counts.shape[1]
 

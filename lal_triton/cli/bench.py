@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--upsample", nargs="*", type=positive, metavar="RATIO", help="compare on logits smaller than the labels; 4 8"
     )
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="leave out peers that need more; all of it")
+    parser.add_argument("--peers", action="store_true", help="compare with MONAI's, kornia's, smp's and Liger's losses")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -117,6 +118,7 @@ def read_settings(arguments: argparse.Namespace) -> "Settings":
         quick=arguments.quick,
         ratios=tuple(ratios),
         memory_limit=capacity.available_bytes(device) if limit is None else int(limit * capacity.GIB),
+        peers=arguments.peers,
     )
 
 

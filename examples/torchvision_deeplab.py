@@ -1,0 +1,54 @@
+"""Trains torchvision's DeepLabV3 on its logits at an eighth of the size, before the model upsamples them.
+
+pip install . pillow torchvision && python examples/torchvision_deeplab.py
+"""
+
+import argparse
+
+import torch
+from nuclei import NUM_CLASSES, VOID, read_batch
+from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+from lal_triton import CrossEntropyLoss
+
+criterion = CrossEntropyLoss(ignore_index=VOID)  # or LocallyAdaptiveLoss
+
+
+def make_model() -> torch.nn.Module:
+    return deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True)
+
+
+def loss_of(model: torch.nn.Module, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    # Usually: outputs = model(image), whose "out" and "aux" are interpolated to the image's size
+    features = model.backbone(image)
+    logits = model.classifier(features["out"])  # [N, C, H / 16, W / 16]
+    auxiliary = model.aux_classifier(features["aux"])  # [N, C, H / 8, W / 8]
+    return criterion(logits, target) + 0.5 * criterion(auxiliary, target)
+
+
+def train(steps: int, size: int) -> list[float]:
+    image, target = read_batch(size)
+    model = make_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(steps):
+        loss = loss_of(model, image, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        print(f"step {step + 1}: loss {losses[-1]:.4f}")
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--size", type=int, default=256, help="side of the crop, up to 512")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    train(arguments.steps, arguments.size)
+
+
+if __name__ == "__main__":
+    main()
