@@ -1,5 +1,7 @@
-# make bench   the main job: what the loss costs here, against its peers (12 minutes on two busy cores; QUICK=1: 3)
-# make train   trains a small network with every loss on the shipped image, and draws what comes of it (19 minutes there)
+# make bench   the main job: what the loss costs here, against its peers (12 minutes on two busy cores, 2 on idle ones;
+#              QUICK=1: 3 minutes and 1)
+# make train   trains a small network with every loss on the shipped image, and draws what comes of it (19 minutes on two
+#              busy cores, 7 on idle ones)
 # make test    the tests, but for what takes long (8 minutes on two cores)
 # make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel), or everything
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         choices=("nuclei", "digits", "voc"),
         help="nuclei: the shipped image (default); digits: scenes of scikit-learn's; voc: with --voc. The first two "
-        "took 19 and 21 minutes on two busy cores",
+        "take 19 and 21 minutes on two busy cores",
     )
     parser.add_argument("--voc", type=Path, help="PASCAL VOC 2012 with SBD: its folder VOC2012, or the VOCdevkit")
     parser.add_argument(
