@@ -9,11 +9,15 @@ SECONDS = 20  # between two lines of one part
 
 
 class _Lines:
-    """A file that gets what tqdm would draw over its last bar."""
+    """A file that gets what tqdm would draw over its last bar, at the end the same once more."""
+
+    last = ""
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        line = text.strip()
+        if line and line != self.last:
             print(line, file=sys.stderr)
+            self.last = line
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -38,6 +38,7 @@ def test_a_long_part_is_a_line_from_time_to_time(capsys, monkeypatch):
     percent = [line.partition(": ")[2].partition(" %")[0] for line in lines]
     assert percent == ["0", "10", "20", "30", "40", "50"]
     assert lines[-1] == "long: 50 % done, 01:40 so far, about 01:40 left"
+    assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_has_a_bar(capsys, monkeypatch):
