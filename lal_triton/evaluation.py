@@ -74,9 +74,7 @@ def prepare(
     options, reduction, backend, size = request.local, request.reduction, request.backend, target.shape[1:]
     validation.warn_of_sizes(logits.shape[2:], size)
     if logits.shape[2] > size[0] or logits.shape[3] > size[1]:
-        # Bilinear interpolation goes axis by axis. Those that shrink go first, into less memory than the logits.
-        smaller = [min(low, high) for low, high in zip(logits.shape[2:], size, strict=True)]
-        return functools.partial(_interpolate_first, request, smaller)
+        return functools.partial(_interpolate_first, request, size)
     validation.warn_of_classes(logits.shape[1], options.normalize, request.ignore_index)
     if torch.compiler.is_compiling() and derivatives.transforms():
         backend = derivatives.backend_in_graph(backend, weight, pixel_weight)

@@ -291,6 +291,8 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
 
 def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int) -> None:
     """Warns of two classes, whose standard score hides the logits, and of a class that is the void label."""
+    if torch.compiler.is_compiling():
+        return
     if num_classes == 2 and normalize:
         _warn(
             "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
@@ -308,6 +310,8 @@ def warn_of_sizes(size: Sequence[int], labels: Sequence[int]) -> None:
 
     The smaller of the two sizes may be off by less than a pixel: a network rounds it, down or up.
     """
+    if torch.compiler.is_compiling():  # to compare the sizes would be to compile for them
+        return
     axes = list(zip(size, labels, strict=True))
     least = max(min(high / (low + 1), (high - 1) / low) for low, high in axes)
     most = min(max(high / (low - 1) if low > 1 else math.inf, (high + 1) / low) for low, high in axes)
@@ -320,9 +324,7 @@ def warn_of_sizes(size: Sequence[int], labels: Sequence[int]) -> None:
 
 
 def _warn(message: str) -> None:
-    """Names the line that called the package, by a function or by a module's forward. A graph warns of nothing."""
-    if torch.compiler.is_compiling():
-        return
+    """Names the line that called the package, by a function or by a module's forward."""
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("lal_triton", "torch"):
         frame, level = frame.f_back, level + 1

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # What the modules need beyond the runtime dependencies, by the extras.
 EXTRAS = {
     "lal_triton.plots": "matplotlib",
+    "lal_triton.integrations.mmseg": "mmseg",
     "lal_triton.benchmarks.headline": "PIL",
     "lal_triton.benchmarks.runner": "PIL",
     "lal_triton.benchmarks.scenes": "PIL",

@@ -75,7 +75,7 @@ def commands(folder):
 def check_error(command, capsys, message):
     """A command ends with one line that holds the message."""
     assert cli.main(command) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lal-triton")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lal-triton: error")]
     assert re.match(f"lal-triton: error: {message}", line)
 
 
