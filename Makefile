@@ -5,6 +5,7 @@
 # make test    the tests, but for what takes long (8 minutes on two cores)
 # make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel), or everything
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
+# make test-frameworks   tests with mmsegmentation, smp, timm and torchvision, which need a torch with CUDA (6.4 GB, 7 minutes)
 # make mutations   breaks the package in a hundred places and looks whether the tests notice (12 minutes)
 # make lint    ruff and mypy
 # make docs    the documentation site, in build/site (half a minute)
@@ -20,7 +21,7 @@ OF_TORCH := $(addprefix test_,$(addsuffix .py,backends center cross_entropy foca
 	reference steps upsampling validation versions))
 OF_KERNELS := test_kernels.py test_upsampled_kernels.py
 
-.PHONY: bench train test test-long test-all test-oldest test-newest mutations lint docs package gpu clean
+.PHONY: bench train test test-long test-all test-oldest test-newest test-frameworks mutations lint docs package gpu clean
 
 bench: $(VENV)/.ready
 	$(BIN)/lal-triton bench $(if $(QUICK),--quick) --output $(OUTPUT)
@@ -50,6 +51,15 @@ test-oldest test-newest: test-%:
 	cd tests && ../.venv-$*/bin/pytest -n 2 --every 10 $(OF_KERNELS)
 	cd tests && ../.venv-$*/bin/pytest test_compile.py -k one_target
 	cd tests && ../.venv-$*/bin/pytest -m long test_overhead.py
+
+test-frameworks: .venv-frameworks/.ready
+	.venv-frameworks/bin/python -m pip install --quiet --no-deps .
+	cd tests && ../.venv-frameworks/bin/pytest test_mmseg.py test_examples_of_networks.py
+
+.venv-frameworks/.ready: pyproject.toml requirements-frameworks.txt
+	$(PYTHON) -m venv --clear .venv-frameworks
+	.venv-frameworks/bin/python -m pip install --quiet --requirement requirements-frameworks.txt . pytest pillow
+	touch $@
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(OLDEST_PYTHON) -m venv --clear .venv-oldest
@@ -88,4 +98,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-frameworks
