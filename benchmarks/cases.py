@@ -66,7 +66,7 @@ def loss_label(name: str, backend: str | None, compiled: bool) -> str:
         "focal": "focal by F.cross_entropy",
         "own_cross_entropy": f"lal_triton CE ({backend})",
         "own_focal": f"lal_triton focal ({backend})",
-        "lal": f"lal_triton ({backend})",
+        "lal": f"lal_triton LAL ({backend})",
         "shift_add": "LAL by shift-and-add",
         "unfold": "LAL by F.unfold",
         "monai_focal": "MONAI focal",

@@ -5,6 +5,7 @@ without them. Triton is imported when a kernel is first launched.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ __all__ = [
     "functional",
     "tune",
 ]
+
+_folder = os.path.dirname(__file__)
+if not os.path.isdir(os.path.join(_folder, "kernels")):  # in a checkout kernels, benchmarks and plots lie beside it
+    __path__.append(os.path.dirname(_folder))
 
 if not TYPE_CHECKING:  # to a type checker it would promise every name
 

@@ -13,7 +13,8 @@ Bad input raises a ValueError or TypeError that names the argument. Values (labe
 a GPU, where reading them would stall the device, a label out of range makes its pixel's loss NaN. Weights that require
 a gradient are refused, and so are probabilities as targets. A batch may be empty, and its loss is 0. A warning comes at
 the first call on tensors of a kind (shapes, strides, dtypes): of two classes with a standard score, of a class that is
-`ignore_index`, and of sizes whose ratios differ between the axes by more than a rounded pixel.
+`ignore_index`, and of logits whose height and width fit the target's in the other order alone. With a `process_group`
+it may come again, and under torch.compile never.
 
 Autocast has no effect. Derivatives are first ones by backward, with torch.func.grad and vmap, too; others raise a
 NotImplementedError but with backend="reference", which backend="auto" takes for forward mode. A DTensor whose batch is
@@ -105,6 +106,11 @@ def locally_adaptive_loss(
 
     Returns:
         The loss, a scalar (a map with reduction="none"); 0 with a zero gradient, never NaN, where no pixel is valid.
+
+    Raises:
+        ValueError: an option, a shape, a device or, on the CPU, a label or weight is out of its range.
+        TypeError: an option, or the dtype of a tensor, is of another type.
+        NotImplementedError: a second or forward-mode derivative but of backend="reference".
     """
     request = make_request(
         kernel_size=kernel_size,

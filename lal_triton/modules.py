@@ -2,12 +2,13 @@
 
 The `process_group` of a module may be given before there is one: "world" is then read at each forward, a callable is
 called at the first. None is "rank" but where it may be a torch.distributed.group.WORLD that was read too early: a
-module that was made before init_process_group refuses it at its first forward, if there are other ranks. A module that
-holds a group can neither be pickled nor deep-copied, since torch's groups cannot; "world" can.
+module that was made before init_process_group refuses it at the first forward after, if there are other ranks. A module
+that holds a group can neither be pickled nor deep-copied, since torch's groups cannot; "world" can.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +21,9 @@ class _Loss(nn.Module):
     weight: Tensor | None
 
     def __init__(self, weight: Tensor | None, **options: Any) -> None:
-        """`options` are those of `make_request`."""
+        """`weight` is `[C]`; `options` are those of the loss's function in `lal_triton.functional`."""
         super().__init__()
-        for name in ("window", "focal_alpha"):
-            if isinstance(options.get(name), Tensor):
-                options[name] = options[name].tolist()
+        options |= {name: _freeze(name, options[name]) for name in ("window", "focal_alpha") if name in options}
         self.request = make_request(**options)
         validation.check_weight(weight)
         validation.check_weight_values("weight", weight)
@@ -46,9 +45,9 @@ class _Loss(nn.Module):
         `ignore_index` and `reduction` replace those of the module in this call.
         """
         if self._group_is_open:
-            self._options["process_group"] = process_groups.settle(self._options["process_group"])
+            self._options = self._options | {"process_group": process_groups.settle(self._options["process_group"])}
             self.request = make_request(**self._options)
-            self._group_is_open = False
+            self._group_is_open = process_groups.is_open(self._options["process_group"])
         request = self.request
         if ignore_index is not None or reduction is not None:
             changed = {"ignore_index": ignore_index, "reduction": reduction}
@@ -63,8 +62,19 @@ class _Loss(nn.Module):
         return ", ".join(shown)
 
 
+def _freeze(name: str, value: Any) -> Any:
+    """Numbers in tuples, which nobody changes later; what is none is left to the checks."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+        validation.check_constant(name, value)
+        value = value.tolist()
+    return tuple(_freeze(name, item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
 class LocallyAdaptiveLoss(_Loss):
-    """`functional.locally_adaptive_loss` as a module; `weight` is a buffer, saved in the `state_dict`."""
+    """`functional.locally_adaptive_loss` as a module, whose docstring has the options and errors.
+
+    `weight` is a buffer, saved in the `state_dict`.
+    """
 
     def __init__(
         self,
@@ -117,7 +127,10 @@ class LocallyAdaptiveLoss(_Loss):
 
 
 class CrossEntropyLoss(_Loss):
-    """`functional.cross_entropy` as a module; `weight` is a buffer, saved in the `state_dict`."""
+    """`functional.cross_entropy` as a module; the options and errors are those of `functional.locally_adaptive_loss`.
+
+    `weight` is a buffer, saved in the `state_dict`.
+    """
 
     def __init__(
         self,
@@ -144,7 +157,10 @@ class CrossEntropyLoss(_Loss):
 
 
 class FocalLoss(_Loss):
-    """`functional.focal_loss` as a module; `weight` is a buffer, saved in the `state_dict`."""
+    """`functional.focal_loss` as a module; the options and errors are those of `functional.locally_adaptive_loss`.
+
+    `weight` is a buffer, saved in the `state_dict`.
+    """
 
     def __init__(
         self,
@@ -214,7 +230,7 @@ class CenterLoss(nn.Module):
         """The loss of `[N, D, H, W]` features and an integer target `[N, H, W]`; `ignore_index` is of this call."""
         if self._group_is_open:
             self.process_group = process_groups.settle(self.process_group)
-            self._group_is_open = False
+            self._group_is_open = process_groups.is_open(self.process_group)
         centers = center.snapshot(self.centers)
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
         loss, counts, sums = center.evaluate(features, target, centers, ignore_index, self.process_group)

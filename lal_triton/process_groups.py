@@ -19,7 +19,8 @@ def check(process_group: Any) -> None:
 def resolve(process_group: Any) -> "dist.ProcessGroup | None":
     """The group, now; None for this rank alone, which is the world where torch.distributed is not initialised."""
     if isinstance(process_group, str):
-        return dist.group.WORLD if process_group == WORLD and is_initialized() else None
+        # None before init_process_group. A graph has a guard on it, and none on is_initialized().
+        return dist.group.WORLD if process_group == WORLD and dist.is_available() else None
     if not callable(process_group):
         return process_group
     group = process_group()
@@ -34,10 +35,12 @@ def is_open(process_group: Any) -> bool:
 
 
 def settle(process_group: Any) -> Any:
-    """Of a callable the group. None is refused where there are other ranks by now."""
+    """Of a callable the group. None stays until there is a world, and is refused if that has other ranks."""
     if callable(process_group):
         return resolve(process_group)
-    if is_initialized() and dist.get_world_size() > 1:
+    if not is_initialized():
+        return None
+    if dist.get_world_size() > 1:
         raise ValueError(
             "process_group was None before init_process_group, as torch.distributed.group.WORLD is then, and there are "
             f'{dist.get_world_size()} ranks now, expected "{WORLD}" for all of them, or "{RANK}" for each by itself'

@@ -156,10 +156,11 @@ def check_target(target: torch.Tensor, planes: torch.Tensor, name: str) -> None:
     _check_tensor("target", target)
     if target.dim() != 3:
         shape = list(target.shape)
-        raise ValueError(f"target has the shape {shape}, expected [N, H, W]{_argmax_hint(shape, planes.shape[1])}")
+        raise ValueError(f"target has the shape {shape}, expected [N, H, W]{_argmax_hint(shape, list(planes.shape))}")
     if target.dtype not in TARGET_DTYPES:
-        hint = "; pass target.long()" if target.is_floating_point() else ""
-        raise TypeError(f"target has the dtype {target.dtype}, expected one of {_names(TARGET_DTYPES)}{hint}")
+        raise TypeError(
+            f"target has the dtype {target.dtype}, expected one of {_names(TARGET_DTYPES)}; pass target.long()"
+        )
     if 0 in target.shape[1:]:
         raise ValueError(f"target has the shape {list(target.shape)}, expected no empty dimension but the batch")
     if target.shape[1] * target.shape[2] >= 2**31:
@@ -168,11 +169,13 @@ def check_target(target: torch.Tensor, planes: torch.Tensor, name: str) -> None:
         raise ValueError(f"target has N = {target.shape[0]}, expected the N = {planes.shape[0]} of {name}")
 
 
-def _argmax_hint(shape: list[int], num_classes: int) -> str:
+def _argmax_hint(shape: list[int], logits: list[int]) -> str:
     """For one-hot labels and probabilities, with the classes where torch's losses or `F.one_hot` have them."""
+    num_classes = logits[1]
     if len(shape) != 4 or num_classes not in (shape[1], shape[3]):
         return ""
-    return f" labels, not probabilities; pass target.argmax({1 if shape[1] == num_classes else -1})"
+    last = shape[1] != num_classes or (shape[3] == num_classes and shape[1:3] == logits[2:])
+    return f" labels, not probabilities; pass target.argmax({-1 if last else 1})"
 
 
 def check_devices(planes: torch.Tensor, name: str, **others: torch.Tensor | None) -> None:
@@ -306,21 +309,23 @@ def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int) -> Non
 
 
 def warn_of_sizes(size: Sequence[int], labels: Sequence[int]) -> None:
-    """Warns where no one stride makes the logits' size of the labels', as of swapped axes.
-
-    The smaller of the two sizes may be off by less than a pixel: a network rounds it, down or up.
-    """
+    """Warns where the logits' height and width fit the labels' only in the other order."""
     if torch.compiler.is_compiling():  # to compare the sizes would be to compile for them
         return
-    axes = list(zip(size, labels, strict=True))
-    least = max(min(high / (low + 1), (high - 1) / low) for low, high in axes)
-    most = min(max(high / (low - 1) if low > 1 else math.inf, (high + 1) / low) for low, high in axes)
-    if least >= most:
-        (h, height), (w, width) = axes
+    if not _are_of_one_stride(size, labels) and _are_of_one_stride(size[::-1], labels):
+        (h, w), (height, width) = size, labels
         _warn(
             f"logits of {h} x {w} are interpolated to a target of {height} x {width}, by {height / h:.4g} in height "
             f"and by {width / w:.4g} in width: is one of them transposed?"
         )
+
+
+def _are_of_one_stride(size: Sequence[int], labels: Sequence[int]) -> bool:
+    """Whether one ratio serves both axes, if the smaller size of each is off by less than a pixel, down or up."""
+    axes = list(zip(size, labels, strict=True))
+    least = max(min(high / (low + 1), (high - 1) / low) for low, high in axes)
+    most = min(max(high / (low - 1) if low > 1 else math.inf, (high + 1) / low) for low, high in axes)
+    return least < most
 
 
 def _warn(message: str) -> None:

@@ -910,8 +910,8 @@ MUTATIONS = [
     Mutation(
         "no pixel of rounding between sizes",
         "lal_triton/validation.py",
-        "min(high / (low + 1), (high - 1) / low)",
-        "high / low - 0.01",
+        "if not _are_of_one_stride(size, labels) and _are_of_one_stride(size[::-1], labels):",
+        "if (labels[0] - labels[1]) * (size[0] - size[1]) < 0:",
         "tests/test_validation.py -k sizes",
     ),
     Mutation(

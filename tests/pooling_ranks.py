@@ -138,6 +138,9 @@ def without_a_valid_pixel(process_group):
 def run(rank, ranks, folder):
     torch.set_num_threads(1)
     early = make_modules()
+    logits, _, target, *_ = make_batch(SIZES["equal"])
+    kept = torch.compile(early[2], fullgraph=True, backend="aot_eager")  # "world"
+    before = kept(logits[:1], target[:1]), early[4](logits[:1], target[:1])
     store = dist.FileStore(str(Path(folder) / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     group = dist.group.WORLD
@@ -149,6 +152,7 @@ def run(rank, ranks, folder):
     results["centers"] = move_centers(share, group)
     results["named"] = evaluate("image", "equal", share, "world"), move_centers(share, "world")
     results["early"] = [call_early(module, share) for module in early]
+    results["before and after"] = *before, kept(logits[share], target[share])
     results["late"] = [call_early(module, share) for module in make_modules()]
     results["sharded"] = evaluate_sharded(ranks)
     results["void"] = without_a_valid_pixel(group)

@@ -92,7 +92,7 @@ def test_an_interrupted_bench_keeps_what_it_measured(tmp_path, monkeypatch, caps
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {row["name"] for row in rows} == {"copy", "cross_entropy", "own_cross_entropy", "lal", "shift_add"}
     captured = capsys.readouterr()
-    assert "lal_triton (cpu)" in captured.out
+    assert "lal_triton LAL (cpu)" in captured.out
     assert "interrupted" in captured.err
 
 
@@ -143,7 +143,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, capsys, missing):
         monkeypatch.delattr(lal_triton, package, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     assert cli.main(["bench", "--output", str(tmp_path)]) == 2
-    assert f'{missing} is missing, install it by: pip install "lal_triton[bench]"' in capsys.readouterr().err
+    assert f'{missing} is missing, install it in the checkout by: pip install ".[bench]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["tune", "--wrong"]])

@@ -5,6 +5,7 @@ import inspect
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from problems import DEVICE, make_problem
@@ -137,3 +138,28 @@ def test_void_label_of_one_call_of_the_center_loss():
     loss = CenterLoss(5, 5).to(DEVICE).eval()
     expected = CenterLoss(5, 5, ignore_index=1).to(DEVICE).eval()(logits, torch.where(target == 255, 1, target))
     assert torch.equal(loss(logits, torch.where(target == 255, 1, target), ignore_index=1), expected)
+
+
+@pytest.mark.parametrize("make", [list, torch.tensor, np.array], ids=["list", "tensor", "array"])
+def test_options_are_those_of_the_constructor(make):
+    """Whoever changes a list or an array afterwards changes no loss, not that of a call with options either."""
+    logits, target = make_problem((2, 3, 6, 7))
+    alpha, window = make([0.1, 0.2, 0.3]), make([[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
+    focal, lal = FocalLoss(alpha), LocallyAdaptiveLoss(3, window=window, reduction="mean")
+    expected = focal(logits, target), lal(logits, target)
+    alpha[0] = window[0][0] = 9.0
+    for module, value in zip((focal, lal), expected, strict=True):
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        for call in (module, copy.copy(module), compiled):
+            assert torch.equal(call(logits, target, reduction="mean"), value)
+    assert "9.0" not in repr(focal) + repr(lal)
+
+
+def test_options_that_require_a_gradient_are_refused():
+    parameter = torch.nn.Parameter(torch.ones(3, 3))
+    with pytest.raises(ValueError, match="window requires a gradient"):
+        LocallyAdaptiveLoss(3, window=parameter)
+    with pytest.raises(ValueError, match="focal_alpha requires a gradient"):
+        FocalLoss(parameter[0])
+    with pytest.raises(TypeError, match=r"focal_alpha is tensor\(1\.\), expected .*; pass its \.item"):
+        FocalLoss(torch.tensor(1.0))

@@ -91,6 +91,16 @@ def test_one_graph_pools_over_ranks(ranks):
         torch.testing.assert_close(rank["compiled, named"], value, **ROUNDING)
 
 
+def test_a_graph_from_before_there_is_a_world(ranks):
+    value, _ = pooling_ranks.evaluate("image", "equal", ALL, None)
+    own, _ = pooling_ranks.evaluate("image", "equal", slice(0, 1), None)
+    for rank in ranks:
+        compiled, none, after = rank["before and after"]
+        torch.testing.assert_close(compiled, own, **ROUNDING)
+        torch.testing.assert_close(none, own, **ROUNDING)
+        torch.testing.assert_close(after, value, **ROUNDING)
+
+
 def test_the_world_by_its_name(ranks):
     value, gradient = pooling_ranks.evaluate("image", "equal", ALL, None)
     centers = pooling_ranks.move_centers(ALL, None)[-1]

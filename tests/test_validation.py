@@ -116,12 +116,19 @@ BAD_TENSORS = [
     (LOGITS, TARGET[:1], ValueError, r"target has N = 1, expected the N = 2 of logits"),
     (LOGITS, TARGET[:, :0], ValueError, r"target has the shape \[2, 0, 5\], expected no empty"),
     (LOGITS, TARGET.float(), TypeError, r"target has the dtype torch\.float32, .*; pass target\.long\(\)$"),
-    (LOGITS, TARGET.bool(), TypeError, r"target has the dtype torch\.bool, expected .* int64$"),
+    (LOGITS, TARGET.bool(), TypeError, r"target has the dtype torch\.bool, .*; pass target\.long\(\)$"),
     (LOGITS, TARGET.to(torch.uint16), TypeError, r"target has the dtype torch\.uint16"),
     (LOGITS, TARGET.to("meta"), ValueError, r"target is on meta, expected the device of logits, cpu"),
     (LOGITS, TARGET + 3, ValueError, r"target holds the label 3, expected \[0, 3\) or ignore_index = 255"),
     (LOGITS, TARGET - 1, ValueError, r"target holds the label -1, expected"),
 ]
+
+
+def test_one_hot_labels_of_as_many_columns_as_classes():
+    with pytest.raises(ValueError, match=r"pass target\.argmax\(-1\)"):
+        cross_entropy(torch.randn(2, 3, 3, 8), torch.zeros(2, 3, 8, 3))
+    with pytest.raises(ValueError, match=r"pass target\.argmax\(1\)"):
+        cross_entropy(torch.randn(2, 3, 8, 3), torch.zeros(2, 3, 8, 3))
 
 
 @pytest.mark.parametrize(("logits", "target", "error", "message"), BAD_TENSORS)
@@ -169,16 +176,16 @@ def test_two_classes_warn():
 
 @pytest.mark.parametrize("by_module", [False, True])
 @pytest.mark.parametrize(
-    ("size", "labels"), [((16, 24), (96, 64)), ((24, 16), (12, 16)), ((1, 64), (64, 64)), ((65, 129), (512, 1100))]
+    ("size", "labels"), [((16, 24), (96, 64)), ((24, 16), (8, 12)), ((129, 65), (512, 1024)), ((192, 108), (108, 192))]
 )
-def test_sizes_of_no_one_stride_warn(size, labels, by_module):
+def test_sizes_that_are_transposed_warn(size, labels, by_module):
     loss = CrossEntropyLoss() if by_module else cross_entropy
     logits, target = torch.zeros(1, 3, *size), torch.zeros(1, *labels, dtype=torch.long)
     named = f"logits of {size[0]} x {size[1]} are interpolated to a target of {labels[0]} x {labels[1]}, by"
     steps.clear()
     with pytest.warns(UserWarning, match=named) as caught:
         loss(logits, target)
-    assert {warning.filename for warning in caught} == {__file__}
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 8, 16, 32])
@@ -194,6 +201,7 @@ def test_sizes_of_one_stride_do_not_warn(stride, rounded):
             warnings.simplefilter("error")
             validation.warn_of_sizes((h, w), (height, width))
             validation.warn_of_sizes((height, width), (h, w))
+            validation.warn_of_sizes((128, 128), (height, width))  # an input that was resized to a square
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -127,7 +127,9 @@ def _compile(
     device: int | None,
 ) -> Any:
     """For a device, into which Triton loads what it has compiled; None where that is not to be launched."""
-    return triton.compile(ASTSource(kernel, dict(signature), dict(constants)), target=target, options=dict(options))
+    source = ASTSource(kernel, dict(signature), dict(constants))
+    # Triton 3.10 is to have another default of the fusion.
+    return triton.compile(source, target=target, options={"enable_fp_fusion": True, **dict(options)})
 
 
 def _type_of(value: Any) -> Any:

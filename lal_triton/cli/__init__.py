@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
         if extra is None:
             raise
-        message = f'{package} is missing, install it by: pip install "lal_triton[{extra}]"'
+        message = f'{package} is missing, install it in the checkout by: pip install ".[{extra}]"'
     except (OSError, ValueError) as error:
         message = re.sub(WORKERS_TRACEBACK, "", str(error).rstrip())
     print(f"lal-triton: error: {message}", file=sys.stderr)

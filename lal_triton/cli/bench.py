@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lal_triton.cli.values import DTYPES, positive
+from lal_triton.cli.values import DTYPES, not_negative_number, positive
 from lal_triton.progress import announce
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--upsample", nargs="*", type=positive, metavar="RATIO", help="compare on logits smaller than the labels; 4 8"
     )
-    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="leave out peers that need more; all of it")
+    parser.add_argument(
+        "--memory-limit", type=not_negative_number, metavar="GIB", help="leave out peers that need more; all of it"
+    )
     parser.add_argument("--peers", action="store_true", help="compare with MONAI's, kornia's, smp's and Liger's losses")
 
 
@@ -62,10 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
         images = {num_classes: [scenes.read_nuclei(num_classes)] for num_classes in settings.num_classes}
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / ("results_upsampled.json" if settings.ratios else "results.json")
+    path.unlink(missing_ok=True)
     interrupted = False
     try:
         runner.run(settings, images, path)
     except KeyboardInterrupt:
+        if not path.exists():
+            raise
         interrupted = True
         announce("interrupted; this is what was measured until then")
     results = json.loads(path.read_text())

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lal_triton.cli.values import positive
+from lal_triton.cli.values import not_negative, positive
 
 HELP = "train a network with each of the losses, and compare what they reach"
 
@@ -25,13 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head", choices=("bilinear", "deconv"), default="bilinear", help="of VOC's network: what upsamples the logits"
     )
     parser.add_argument("--loss", nargs="+", metavar="NAME", help="default: all; docs/training.md lists them")
-    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with voc 0")
+    parser.add_argument("--seeds", nargs="+", type=not_negative, help="default: 0 1 2; with voc 0")
     parser.add_argument("--iterations", type=positive, help="default: the recipe's (VOC: 20,000)")
     parser.add_argument("--batch-size", type=positive, help="over all processes; default: the recipe's (VOC: 2)")
     parser.add_argument(
         "--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true", help="default: 32-true"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images, for each GPU; default: 0")
+    parser.add_argument(
+        "--workers", type=not_negative, default=0, help="processes that load images, for each GPU; default: 0"
+    )
     parser.add_argument("--output", type=Path, default=Path("train_results"), help="folder to write (train_results)")
 
 

@@ -1,5 +1,6 @@
 """How the functions here are compiled, once for a machine: numba keeps them in a folder of the user's."""
 
+import functools
 import hashlib
 import logging
 import os
@@ -22,11 +23,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     """A function that Python calls: it runs without the GIL and is kept on disk, where there is a place for it."""
     options = {**OPTIONS, "nogil": True}
     folder = _folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        logger.warning("%s cannot be written: the loss for CPUs is compiled in each process", folder)
+    if folder is None:
         return numba.njit(**options)(function)
     configured = vars(config)
     before = configured["CACHE_DIR"]
@@ -37,15 +34,26 @@ def compiled(function: Callable[..., Any]) -> Any:
         configured["CACHE_DIR"] = before
 
 
-def _folder() -> Path:
-    """A folder of its own for each state of these sources: numba looks at the file of the outermost function alone."""
+@functools.cache
+def _folder() -> Path | None:
+    """A folder of its own for each state of these sources: numba looks at the file of the outermost function alone.
+
+    None where it cannot be written, which a log message says once.
+    """
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     chosen = os.environ.get("LAL_TRITON_CACHE_DIR")
     if chosen is None:
         import platformdirs
 
         chosen = platformdirs.user_cache_dir("lal_triton")
-    return Path(chosen) / "cpu" / hashlib.sha256(sources).hexdigest()[:16]
+    folder = Path(chosen) / "cpu" / hashlib.sha256(sources).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        logger.warning("%s cannot be written: the loss for CPUs is compiled in each process", folder)
+        return None
+    return folder
 
 
 class _Announcement(event.Listener):
@@ -53,7 +61,7 @@ class _Announcement(event.Listener):
 
     def on_start(self, event: event.Event) -> None:
         if event.data["dispatcher"].py_func.__name__ == "sweep":
-            logger.warning("compiling the loss for CPUs, once for this machine (some seconds)")
+            logger.warning("compiling the loss for CPUs (some seconds)")
 
     def on_end(self, event: event.Event) -> None:
         """Nothing more to say."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lal_triton import modules, validation
 from lal_triton.evaluation import evaluate
+from lal_triton.labels import without_channel
 
 EPS = torch.finfo(torch.float32).eps  # mmseg adds it to the divisor of a mean, which may be 0
 CLASSES_AT_ONCE = 8  # the accuracy holds the interpolated logits of so many classes
@@ -64,7 +65,7 @@ class _Loss(nn.Module):
         self.loss_name = loss_name or self.name
         self.avg_non_ignore = avg_non_ignore
         if class_weight is not None:
-            class_weight = torch.as_tensor(get_class_weight(class_weight), dtype=torch.float32)
+            class_weight = torch.as_tensor(get_class_weight(class_weight), dtype=torch.float64)
         validation.check_weight_values("class_weight", class_weight)
         self.register_buffer("class_weight", class_weight, persistent=False)  # mmseg's losses have no state
 
@@ -91,6 +92,7 @@ class _Loss(nn.Module):
             p=1.0 if reduction_override else request.p,
             ignore_index=validation.check_integer("ignore_index", ignore_index),
         )
+        label = without_channel(label)
         pixel_weight = None if weight is None else weight.float()
         loss = evaluate(cls_score, label, self.class_weight, pixel_weight, request)
         if reduction == "mean":
