@@ -2,11 +2,11 @@
 #              QUICK=1: 3 minutes and 1)
 # make train   trains a small network with every loss on the shipped image, and draws what comes of it (19 minutes on two
 #              busy cores, 7 on idle ones)
-# make test    the tests, but for what takes long (8 minutes on two cores)
-# make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel), or everything
+# make test    the tests, but for what takes long (11 minutes on two idle cores)
+# make test-long, make test-all   what takes long (compiling for every target, the cost of every kernel; 5 minutes), or all
 # make test-oldest, make test-newest   quick tests with the oldest versions that are declared, or the newest (5 minutes)
 # make test-frameworks   tests with mmsegmentation, smp, timm and torchvision, which need a torch with CUDA (6.4 GB, 7 minutes)
-# make mutations   breaks the package in a hundred places and looks whether the tests notice (12 minutes)
+# make mutations   breaks the package in a hundred places and looks whether the tests notice (half an hour)
 # make lint    ruff and mypy
 # make docs    the documentation site, in build/site (half a minute)
 # make package wheel and sdist, in dist

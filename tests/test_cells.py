@@ -128,7 +128,7 @@ def test_logits_close_and_far_apart_beside_each_other(ratio, options):
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"cost": "focal"}], ids=str)
 def test_large_logits(scale, options):
-    check(*make_cells(scale=scale), **options)
+    check(*make_cells(images=1, scale=scale), **options)
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0])
@@ -170,7 +170,7 @@ def test_classes_that_share_a_bit():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("ratio", [4, 8])
 def test_half_precision(small_patches, dtype, ratio):
-    check(*make_cells((3, 4), ratio), dtype=dtype, reduction="none")
+    check(*make_cells((3, 4), ratio, images=1), dtype=dtype, reduction="none")
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded"])
@@ -212,7 +212,7 @@ def test_non_finite_logits_stay_in_their_cells(bad):
 @pytest.mark.parametrize("excluded", [0, 1, 4])
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_a_class_of_infinite_logits_is_left_out(excluded, align_corners):
-    logits, target = make_cells((3, 3))
+    logits, target = make_cells((3, 3), images=1)
     target[target == excluded] = 255
     others = [c for c in range(5) if c != excluded]
     options = {"reduction": "none", "align_corners": align_corners, **PLAIN}

@@ -23,8 +23,8 @@ MAP = Pooling("none", 1.0, ignore_index=255)
 LAL = make_options(kernel_size=5, window="chessboard", normalize=True)
 
 
-def make_small(options, size=SIZE, low=LOW, **problem):
-    return make_upsampled(options, size, low, images=2, **problem)
+def make_small(options, size=SIZE, low=LOW, images=2, **problem):
+    return make_upsampled(options, size, low, images=images, **problem)
 
 
 def check(options, size=SIZE, low=LOW, dtype=torch.float32, **problem):
@@ -70,7 +70,7 @@ def test_windows_with_larger_footprints(kernel_size):
 
 @pytest.mark.parametrize(("kernel_size", "low", "ratio"), [(7, (5, 5), 4), (5, (6, 6), 2)])
 def test_windows_that_need_a_smaller_tile(kernel_size, low, ratio):
-    check({"kernel_size": kernel_size}, tuple(ratio * size for size in low), low)
+    check({"kernel_size": kernel_size}, tuple(ratio * size for size in low), low, images=1)
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"cost": "focal"}], ids=str)
