@@ -35,7 +35,8 @@ test: $(VENV)/.ready
 test-long: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
-test-all: test test-long
+test-all: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "long or not long"
 
 mutations: $(VENV)/.ready
 	$(BIN)/python tests/mutations.py --write

@@ -18,6 +18,7 @@ EXTRAS = {
     "lal_triton.plots": "matplotlib",
     "lal_triton.integrations.mmseg": "mmseg",
     "lal_triton.benchmarks.headline": "PIL",
+    "lal_triton.benchmarks.libraries": "PIL",
     "lal_triton.benchmarks.runner": "PIL",
     "lal_triton.benchmarks.scenes": "PIL",
     "lal_triton.benchmarks.voc": "PIL",
