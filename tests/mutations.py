@@ -911,7 +911,7 @@ MUTATIONS = [
         "no pixel of rounding between sizes",
         "lal_triton/validation.py",
         "if not _are_of_one_stride(size, labels) and _are_of_one_stride(size[::-1], labels):",
-        "if (labels[0] - labels[1]) * (size[0] - size[1]) < 0:",
+        "if labels[0] * size[1] != labels[1] * size[0] and _are_of_one_stride(size[::-1], labels):",
         "tests/test_validation.py -k sizes",
     ),
     Mutation(
@@ -924,7 +924,7 @@ MUTATIONS = [
     Mutation(
         "world of one rank",
         "lal_triton/process_groups.py",
-        "process_group == WORLD and is_initialized()",
+        "process_group == WORLD and dist.is_available()",
         "False",
         RANKS + " -k 'name or first_forward'",
     ),
