@@ -35,8 +35,7 @@ test: $(VENV)/.ready
 test-long: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
-test-all: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "long or not long"
+test-all: test test-long
 
 mutations: $(VENV)/.ready
 	$(BIN)/python tests/mutations.py --write
