@@ -97,7 +97,7 @@ class Process:
                     env=environment,
                     cwd=folder,
                     start_new_session=True,
-                    preexec_fn=_heed_interrupts,
+                    preexec_fn=heed_interrupts,
                 )
             except OSError as error:
                 output.write(f"{error}\n".encode())
@@ -126,7 +126,7 @@ class Process:
                 os.killpg(self._process.pid, number)
 
 
-def _heed_interrupts() -> None:
+def heed_interrupts() -> None:
     """A background job of a shell ignores SIGINT, and so would its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

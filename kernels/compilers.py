@@ -23,9 +23,13 @@ def start_compilers(processes: int) -> Iterator[Executor]:
 
 
 def _prepare() -> None:
-    """A process that interprets the kernels cannot compile them; one that is interrupted ends without a traceback."""
+    """A process that interprets the kernels cannot compile them; one that is interrupted ends without a traceback.
+
+    Where the parent ignores the interrupt, as a background job of a shell does, so does this one.
+    """
     os.environ.pop("TRITON_INTERPRET", None)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lal_triton
 from lal_triton import cli
+from lal_triton.benchmarks.parts import heed_interrupts
 from lal_triton.kernels import configs
 from lal_triton.kernels.compilers import start_compilers
 from lal_triton.kernels.configs import FAMILIES, Setting
@@ -629,6 +630,7 @@ def test_an_interrupt_from_the_terminal_ends_with_one_line(command):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     assert process.stderr
     first = process.stderr.readline()
