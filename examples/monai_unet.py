@@ -3,8 +3,7 @@
 pip install . pillow monai && python examples/monai_unet.py
 """
 
-import argparse
-
+import loop
 import torch
 from monai.data import MetaTensor
 from monai.networks.nets import SegResNetDS
@@ -32,28 +31,8 @@ def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Ten
     return sum(0.5**level * criterion(logits, label) for level, logits in enumerate(outputs))
 
 
-def train(steps: int, size: int) -> list[float]:
-    batch = read_monai_batch(size)
-    model = make_model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for step in range(steps):
-        loss = loss_of(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        print(f"step {step + 1}: loss {losses[-1]:.4f}")
-    return losses
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--size", type=int, default=256, help="side of the crop, up to 512")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    train(arguments.steps, arguments.size)
+    loop.run(__doc__, make_model, lambda size: (read_monai_batch(size),), loss_of)
 
 
 if __name__ == "__main__":

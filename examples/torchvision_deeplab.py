@@ -3,8 +3,7 @@
 pip install . pillow torchvision && python examples/torchvision_deeplab.py
 """
 
-import argparse
-
+import loop
 import torch
 from nuclei import NUM_CLASSES, VOID, read_batch
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
@@ -26,28 +25,8 @@ def loss_of(model: torch.nn.Module, image: torch.Tensor, target: torch.Tensor) -
     return criterion(logits, target) + 0.5 * criterion(auxiliary, target)
 
 
-def train(steps: int, size: int) -> list[float]:
-    image, target = read_batch(size)
-    model = make_model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for step in range(steps):
-        loss = loss_of(model, image, target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        print(f"step {step + 1}: loss {losses[-1]:.4f}")
-    return losses
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--size", type=int, default=256, help="side of the crop, up to 512")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    train(arguments.steps, arguments.size)
+    loop.run(__doc__, make_model, read_batch, loss_of)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The kernels run natively where there is a GPU and in Triton's interpreter elsewhere."""
 
+import importlib
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,3 +68,16 @@ def poison():
 
     with poisoning() as shapes:
         yield shapes
+
+
+@pytest.fixture
+def load_example(monkeypatch):
+    """A function that imports an example, by name, as if it was run from its folder."""
+    folder = Path(__file__).parents[1] / "examples"
+    names = [path.stem for path in folder.glob("*.py")]
+    earlier = {name: sys.modules.pop(name, None) for name in names}
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update({name: module for name, module in earlier.items() if module is not None})

@@ -1,36 +1,18 @@
 """The examples run; what they need beyond the package is the extra `examples`."""
 
-import importlib
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("PIL")
-pytest.importorskip("transformers")
-
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """A function that imports an example."""
-    names = [path.stem for path in EXAMPLES.glob("*.py")]
-    earlier = {name: sys.modules.pop(name, None) for name in names}
-    monkeypatch.syspath_prepend(EXAMPLES)
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update({name: module for name, module in earlier.items() if module is not None})
-
-
-@pytest.fixture
-def segformer(load):
+def segformer(load_example):
     pytest.importorskip("transformers")
-    return load("segformer")
+    return load_example("segformer")
 
 
 @pytest.mark.parametrize("loss", ["lal", "cross_entropy"])
@@ -51,9 +33,9 @@ def test_segformer_reports_its_accuracy(segformer, monkeypatch, capsys):
     assert "pixel accuracy" in printed
 
 
-def test_lightning_module_in_bfloat16(load, monkeypatch, capsys):
+def test_lightning_module_in_bfloat16(load_example, monkeypatch, capsys):
     pytest.importorskip("lightning")
-    example = load("lightning_module")
+    example = load_example("lightning_module")
     dtypes = watch_logits(monkeypatch, example)
     monkeypatch.setattr(sys, "argv", ["lightning_module.py"])
     example.main()
@@ -61,9 +43,9 @@ def test_lightning_module_in_bfloat16(load, monkeypatch, capsys):
     assert dtypes == {torch.bfloat16}
 
 
-def test_accelerate_gives_the_loss_float32(load, monkeypatch, capsys):
+def test_accelerate_gives_the_loss_float32(load_example, monkeypatch, capsys):
     state = pytest.importorskip("accelerate.state")
-    example = load("accelerate_loop")
+    example = load_example("accelerate_loop")
     dtypes = watch_logits(monkeypatch, example)
     state.AcceleratorState._reset_state(reset_partial_state=True)
     example.main()
@@ -73,11 +55,11 @@ def test_accelerate_gives_the_loss_float32(load, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "lal"])
-def test_huggingface_trainer_learns(load, loss, monkeypatch, tmp_path, capsys):
+def test_huggingface_trainer_learns(load_example, loss, monkeypatch, tmp_path, capsys):
     pytest.importorskip("transformers")
     monkeypatch.setattr(sys, "argv", ["huggingface_trainer.py", f"--loss={loss}"])
     monkeypatch.chdir(tmp_path)  # where the Trainer makes its folder
-    load("huggingface_trainer").main()
+    load_example("huggingface_trainer").main()
     losses = [float(value) for value in re.findall(r"'loss': '?([\d.]+)", capsys.readouterr().out)]
     assert len(losses) == 8
     assert losses[-1] < losses[0]

@@ -1,9 +1,7 @@
 """The examples on networks of MONAI, segmentation_models_pytorch, timm and torchvision, where those are installed."""
 
-import importlib
 import inspect
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,12 +22,9 @@ EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
 @pytest.fixture
-def example(request, monkeypatch):
+def example(request, load_example):
     pytest.importorskip(LIBRARIES[request.param])
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    yield importlib.import_module(request.param)
-    for name in (request.param, "nuclei"):
-        sys.modules.pop(name, None)
+    return load_example(request.param)
 
 
 def of(*names):
