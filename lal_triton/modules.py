@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lal_triton import center, process_groups, validation
 from lal_triton.evaluation import evaluate
-from lal_triton.options import Alpha, KernelSize, Window, make_request
+from lal_triton.options import Alpha, KernelSize, Request, Window, make_request
 
 
 class _Loss(nn.Module):
@@ -24,12 +24,12 @@ class _Loss(nn.Module):
         """`weight` is `[C]`; `options` are those of the loss's function in `lal_triton.functional`."""
         super().__init__()
         options |= {name: _freeze(name, options[name]) for name in ("window", "focal_alpha") if name in options}
+        options["process_group"] = process_groups.given(options["process_group"])
         self.request = make_request(**options)
         validation.check_weight(weight)
         validation.check_weight_values("weight", weight)
         self.register_buffer("weight", weight)
         self._options = options
-        self._group_is_open = process_groups.is_open(options["process_group"])
 
     def forward(
         self,
@@ -44,15 +44,18 @@ class _Loss(nn.Module):
 
         `ignore_index` and `reduction` replace those of the module in this call.
         """
-        if self._group_is_open:
-            self._options = self._options | {"process_group": process_groups.settle(self._options["process_group"])}
+        group = self._options["process_group"]
+        if _is_open(group) and (settled := process_groups.settle(group)) is not group:
+            self._options = self._options | {"process_group": settled}
             self.request = make_request(**self._options)
-            self._group_is_open = process_groups.is_open(self._options["process_group"])
         request = self.request
         if ignore_index is not None or reduction is not None:
-            changed = {"ignore_index": ignore_index, "reduction": reduction}
-            request = make_request(**self._options | {name: new for name, new in changed.items() if new is not None})
+            request = self.request_with(ignore_index=ignore_index, reduction=reduction)
         return evaluate(logits, target, self.weight, pixel_weight, request)
+
+    def request_with(self, **options: Any) -> Request:
+        """The module's request with other options, but for those that are None."""
+        return make_request(**self._options | {name: value for name, value in options.items() if value is not None})
 
     def extra_repr(self) -> str:
         shown = [f"weight=[{len(self.weight)}]"] if self.weight is not None else []
@@ -60,6 +63,11 @@ class _Loss(nn.Module):
             if value is not None and (name, value) != ("process_group", process_groups.RANK):
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
+
+
+def _is_open(process_group: Any) -> bool:
+    """Whether a forward has to settle it: a callable, and None, which may be a group that was read too early."""
+    return process_group is None or callable(process_group)
 
 
 def _freeze(name: str, value: Any) -> Any:
@@ -222,15 +230,13 @@ class CenterLoss(nn.Module):
         self.lambda_ = validation.check_number("lambda_", lambda_, low=0)
         self.ignore_index = ignore_index
         process_groups.check(process_group)
-        self.process_group = process_group
-        self._group_is_open = process_groups.is_open(process_group)
+        self.process_group = process_groups.given(process_group)
         self.register_buffer("centers", torch.zeros(num_classes, num_features))
 
     def forward(self, features: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
         """The loss of `[N, D, H, W]` features and an integer target `[N, H, W]`; `ignore_index` is of this call."""
-        if self._group_is_open:
+        if _is_open(self.process_group):
             self.process_group = process_groups.settle(self.process_group)
-            self._group_is_open = process_groups.is_open(self.process_group)
         centers = center.snapshot(self.centers)
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
         loss, counts, sums = center.evaluate(features, target, centers, ignore_index, self.process_group)

@@ -29,9 +29,9 @@ def resolve(process_group: Any) -> "dist.ProcessGroup | None":
     return group
 
 
-def is_open(process_group: Any) -> bool:
-    """Whether a module settles it at its first forward: a callable, and None that may be a group read too early."""
-    return callable(process_group) or (process_group is None and not is_initialized())
+def given(process_group: Any) -> Any:
+    """What a module keeps: None only where it may be a torch.distributed.group.WORLD that was read too early."""
+    return RANK if process_group is None and is_initialized() else process_group
 
 
 def settle(process_group: Any) -> Any:

@@ -931,8 +931,8 @@ MUTATIONS = [
     Mutation(
         "void label of a call forgotten",
         "lal_triton/modules.py",
-        '{"ignore_index": ignore_index, "reduction": reduction}',
-        '{"ignore_index": None, "reduction": reduction}',
+        "self.request_with(ignore_index=ignore_index, reduction=reduction)",
+        "self.request_with(reduction=reduction)",
         "tests/test_modules.py -k one_call",
     ),
 ]

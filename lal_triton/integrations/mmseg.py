@@ -82,15 +82,14 @@ class _Loss(nn.Module):
     ) -> Tensor:
         """The loss of `[N, C, h, w]` logits and `[N, H, W]` labels, with optional `[N, H, W]` weights."""
         validation.check_choice("reduction_override", reduction_override, (None, "none", "mean", "sum"))
-        request = self.loss.request
-        reduction = reduction_override or request.reduction
+        reduction = reduction_override or self.loss.request.reduction
         if avg_factor is not None and reduction not in ("mean", "none"):
             raise ValueError(f'avg_factor is {avg_factor!r}, expected None with reduction="{reduction}"')
-        request = request._replace(
-            local=request.local._replace(align_corners=align_corners),
+        validation.check_integer("ignore_index", ignore_index)  # mmseg has None, too
+        request = self.loss.request_with(
+            align_corners=align_corners,
             reduction="sum" if reduction == "mean" else reduction,
-            p=1.0 if reduction_override else request.p,
-            ignore_index=validation.check_integer("ignore_index", ignore_index),
+            ignore_index=ignore_index,
         )
         label = without_channel(label)
         pixel_weight = None if weight is None else weight.float()
