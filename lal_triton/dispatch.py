@@ -88,11 +88,9 @@ def _check_triton(device_type: str, dtype: torch.dtype) -> None:
 @functools.cache
 def _warn_of_numba() -> None:
     """Once in a process."""
-    warnings.warn(
+    validation.warn(
         "numba cannot be imported: losses on a CPU are computed in plain torch, many times slower; pip install numba "
-        "(and a numpy that it supports)",
-        UserWarning,
-        stacklevel=5,
+        "(and a numpy that it supports)"
     )
 
 

@@ -297,12 +297,12 @@ def warn_of_classes(num_classes: int, normalize: bool, ignore_index: int) -> Non
     if torch.compiler.is_compiling():
         return
     if num_classes == 2 and normalize:
-        _warn(
+        warn(
             "with C = 2 classes the standard score is +-1 whatever the logits, so that the loss sees only their sign "
             "and its gradient nearly vanishes; normalize=False avoids it"
         )
     if ignore_index == 255 and num_classes > 255:
-        _warn(
+        warn(
             f"with C = {num_classes} classes the ignore_index 255 is a class, too, whose pixels are void; pass "
             "another ignore_index"
         )
@@ -314,7 +314,7 @@ def warn_of_sizes(size: Sequence[int], labels: Sequence[int]) -> None:
         return
     if not _are_of_one_stride(size, labels) and _are_of_one_stride(size[::-1], labels):
         (h, w), (height, width) = size, labels
-        _warn(
+        warn(
             f"logits of {h} x {w} are interpolated to a target of {height} x {width}, by {height / h:.4g} in height "
             f"and by {width / w:.4g} in width: is one of them transposed?"
         )
@@ -328,7 +328,7 @@ def _are_of_one_stride(size: Sequence[int], labels: Sequence[int]) -> bool:
     return least < most
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """Names the line that called the package, by a function or by a module's forward."""
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("lal_triton", "torch"):

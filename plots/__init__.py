@@ -10,7 +10,7 @@ def draw(results: Path, output: Path) -> list[Path]:
     """Writes the plots that the results suffice for, and returns their paths; ValueError for another file."""
     try:
         data = json.loads(results.read_text())
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{results} is not a results file of `lal-triton bench` or `lal-triton train`") from None
     of_training = isinstance(data, dict) and "runs" in data
     return (training if of_training else charts).draw(results, output)

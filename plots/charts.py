@@ -55,7 +55,7 @@ def draw(results: Path, output: Path) -> list[Path]:
     try:
         data = json.loads(Path(results).read_text())
         figures = make_figures(data["rows"], data["environment"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{results} is not a results file of `lal-triton bench`") from None
     written = []
     for name, figure in figures.items():

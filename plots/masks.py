@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lal_triton.benchmarks.scenes import VOID
 from lal_triton.benchmarks.voc import voc_colour
-from lal_triton.plots.style import new_figure, plain_ticks
+from lal_triton.plots.style import SKY_BLUE, new_figure, plain_ticks
 
 Results = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -149,7 +149,7 @@ def draw_gradients(results: Results, arrays: Arrays) -> Figure:
     for axes in panels.flat:
         top, left = (part.start for part in box)
         axes.add_patch(Rectangle((left - 0.5, top - 0.5), BOX, BOX, fill=False, edgecolor="white", linewidth=2.5))
-        axes.add_patch(Rectangle((left - 0.5, top - 0.5), BOX, BOX, fill=False, edgecolor="#56B4E9", linewidth=1.2))
+        axes.add_patch(Rectangle((left - 0.5, top - 0.5), BOX, BOX, fill=False, edgecolor=SKY_BLUE, linewidth=1.2))
     hide_ticks(panels)
     add_legend(figure, results["class_names"])
     return figure

@@ -24,20 +24,22 @@ GREY = "#555555"
 
 Row = dict[str, Any]
 
-COLOURS = {  # of the palette of Okabe and Ito, which colour-blind readers can tell apart
-    "cross_entropy": "#000000",
-    "focal": "#000000",
-    "unfold": "#D55E00",
-    "shift_add": "#E69F00",
-    "own_cross_entropy": "#56B4E9",
-    "own_focal": "#CC79A7",
-    "lal": "#0072B2",
+# The palette of Okabe and Ito, which colour-blind readers can tell apart, and a grey beside it.
+BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILION, PURPLE, PALE_GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
+COLOURS = {
+    "cross_entropy": BLACK,
+    "focal": BLACK,
+    "unfold": VERMILION,
+    "shift_add": ORANGE,
+    "own_cross_entropy": SKY_BLUE,
+    "own_focal": PURPLE,
+    "lal": BLUE,
 }
-OTHER_LIBRARIES = "#999999"
 
 
 def colour_of(row: Row) -> str:
-    return COLOURS.get(row["name"], OTHER_LIBRARIES)
+    return COLOURS.get(row["name"], PALE_GREY)
 
 
 def new_figure(height: float, title: str, footer: str, environment: Row, rows: Sequence[Row] = ()) -> Figure:

@@ -9,22 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lal_triton.benchmarks.training.report import TABLE_1, TABLE_2, Score, difference, score, score_of
-from lal_triton.plots import masks
+from lal_triton.plots import masks, style
 from lal_triton.plots.style import DPI, new_figure, tidy
 
 Results = dict[str, Any]
 
-COLOURS = {  # of the palette of Okabe and Ito, which colour-blind readers can tell apart
-    "ce": "#000000",
-    "center": "#999999",
-    "focal": "#CC79A7",
-    "lal3": "#56B4E9",
-    "lal5": "#0072B2",
-    "lal7": "#009E73",
-    "max-pooling": "#D55E00",
-    "lal5-p1": "#E69F00",
-    "lal5-p2": "#D55E00",
-    "lal5-p5": "#009E73",
+COLOURS = {
+    "ce": style.BLACK,
+    "center": style.PALE_GREY,
+    "focal": style.PURPLE,
+    "lal3": style.SKY_BLUE,
+    "lal5": style.BLUE,
+    "lal7": style.GREEN,
+    "max-pooling": style.VERMILION,
+    "lal5-p1": style.ORANGE,
+    "lal5-p2": style.VERMILION,
+    "lal5-p5": style.GREEN,
 }
 LINES = {"center": "--", "focal": ":", "max-pooling": "-.", "lal5-p1": "--", "lal5-p2": ":", "lal5-p5": "-."}
 
@@ -102,7 +102,7 @@ def draw_classes(results: Results) -> Figure:
     for place, loss in enumerate(losses):
         found = [score_of(results, loss, index) for index in (None, *range(len(results["class_names"])))]
         draw_bars(axes, found, place * width - 0.42 + width / 2, width, COLOURS[loss], results["titles"][loss])
-    axes.axvline(0.5, color="#999999", linewidth=0.8)
+    axes.axvline(0.5, color=style.PALE_GREY, linewidth=0.8)
     slant = 30 if len(groups) > 6 else 0
     axes.set_xticks(range(len(groups)), groups, rotation=slant, ha="right" if slant else "center", fontsize=8.5)
     axes.set_xlim(-0.5, len(groups) - 0.5)

@@ -110,6 +110,7 @@ def test_plot_draws_from_a_results_file(tmp_path, capsys):
         ("plot {tmp}/nowhere.json", "nowhere.json"),
         ("plot {tmp}/other.json", "is not a results file of `lal-triton bench`"),
         ("plot {tmp}/text.json", "is not a results file of `lal-triton bench`"),
+        ("plot {tmp}/picture.png", "picture.png is not a results file of `lal-triton bench`"),
         ("bench --output {tmp} --voc {tmp}", "holds no JPEGImages"),
         ("bench --output {tmp}/text.json", "text.json"),
         ("bench --output {tmp} --kernel-size 4", "kernel_size is 4, expected odd"),
@@ -121,6 +122,7 @@ def test_plot_draws_from_a_results_file(tmp_path, capsys):
 def test_errors_are_one_line_without_a_traceback(tmp_path, capsys, arguments, message):
     (tmp_path / "other.json").write_text("[1]")
     (tmp_path / "text.json").write_text("text")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     assert cli.main(arguments.format(tmp=tmp_path).split()) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("lal-triton: error: ")
