@@ -8,10 +8,10 @@ from lal_triton.benchmarks.capacity import reason_to_skip
 from lal_triton.benchmarks.cases import Case, Settings
 from lal_triton.benchmarks.timing import Effort
 
-AROUND = 0.1  # seconds that a case takes at least
+AROUND = 0.1  # seconds of a case besides its steps and its compiling
 COMPILING = 20.0  # seconds of torch.compile
 COMPILING_SHIFT_ADD = 2.0  # seconds for each neighbour
-UNTIMED = 3  # steps
+UNTIMED = 3  # steps before those that are timed
 STEP = 6.0  # nanoseconds for each pixel and class
 STEPS = {"copy": 1.0, "lal": 10.0}
 STEPS_PER_NEIGHBOUR = {"shift_add": 15.0, "unfold": 32.0}

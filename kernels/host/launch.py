@@ -128,7 +128,7 @@ def _compile(
 ) -> Any:
     """For a device, into which Triton loads what it has compiled; None where that is not to be launched."""
     source = ASTSource(kernel, dict(signature), dict(constants))
-    # Triton 3.10 is to have another default of the fusion.
+    # A product and a sum may be one instruction, as Triton has it by default before 3.10.
     return triton.compile(source, target=target, options={"enable_fp_fusion": True, **dict(options)})
 
 
